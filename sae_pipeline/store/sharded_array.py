@@ -1,0 +1,290 @@
+"""One sharded Zarr v3 array whose shards count only once they are committed.
+
+A shard is written whole, once, by one writer: bytes durable first, then its commit record by create-if-absent. The
+record repeats the checksums inside the shard file, so a shard that is missing, cut short, changed or exchanged with
+another is told from a good one; plain Zarr would read a missing shard as zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer.cpu import NDBuffer
+from zarr.storage import LocalStore, MemoryStore
+
+from sae_pipeline.store import atomic
+from sae_pipeline.store.errors import Damaged, NewerFormat, PipelineError
+
+FORMAT = 1
+MAX_CHUNK_ROWS = 4096
+MAX_CHUNK_BYTES = 16 << 20
+_ABSENT = 2**64 - 1
+_FLOATS = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class ShardSeal:
+    """What a shard file must look like: its size, the crc32c of its chunk index and of every inner chunk (hex)."""
+
+    n_bytes: int
+    index_crc32c: str
+    chunk_crc32c: tuple[str, ...]
+
+
+def storage_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype that holds a logical one: itself, or uint16 for bfloat16 (Zarr has no bfloat16)."""
+    if dtype == "bfloat16":
+        return np.dtype(np.uint16)
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        raise PipelineError(f"dtype {dtype!r} is unknown; use a numpy name or 'bfloat16'") from None
+
+
+def decode_float32(x: npt.NDArray[Any], logical_dtype: str) -> npt.NDArray[np.float32]:
+    """Exact float32 values of stored fp16, bf16 (as uint16) or fp32 values."""
+    if logical_dtype not in _FLOATS:
+        raise PipelineError(f"values of dtype {logical_dtype} are not activations; expected one of {_FLOATS}")
+    if logical_dtype == "bfloat16":
+        # bfloat16 is the upper half of a float32.
+        return np.asarray(np.left_shift(x, 16, dtype=np.uint32)).view(np.float32)
+    return np.asarray(x, np.float32)
+
+
+class ShardedArray:
+    """Rows of one array, cut into shards of `shard_rows`; the last may be shorter. Make one with `Draft` or `Artefact`.
+
+    The array lies at `<root>/<name>/` and plain `zarr.open` reads it; commit records lie at
+    `<root>/commits/<name>/<shard>.json`. `listing` is the published list of shards, or None in a draft, where more may
+    be written.
+    """
+
+    def __init__(self, root: Path, name: str, *, listing: list[dict[str, Any]] | None = None) -> None:
+        self.name, self._root, self._listing = name, root, listing
+        self._path, self._commits = root / name, root / "commits" / name
+        self._zarr = self._open_zarr(read_only=listing is not None)
+        self.shape: tuple[int, ...] = tuple(self._zarr.shape)
+        self.dtype: np.dtype[Any] = np.dtype(self._zarr.dtype)
+        self.logical_dtype = str(self._zarr.attrs["logical_dtype"])
+        self.shard_rows: int = self._zarr.shards[0]
+        self.chunk_rows: int = self._zarr.chunks[0]
+        self._seals: dict[int, ShardSeal] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of the whole array."""
+        return self.shape[0]
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards, the last one perhaps shorter."""
+        return -(-self.n_rows // self.shard_rows)
+
+    def rows(self, i: int) -> slice:
+        """The rows of shard i."""
+        if not 0 <= i < self.n_shards:
+            raise PipelineError(f"{self._path}: shard {i} does not exist; there are {self.n_shards}")
+        return slice(i * self.shard_rows, min((i + 1) * self.shard_rows, self.n_rows))
+
+    def shard_path(self, i: int) -> Path:
+        """The file of shard i."""
+        return self._path.joinpath("c", str(i), *["0"] * (len(self.shape) - 1))
+
+    def commit_path(self, i: int) -> Path:
+        """The commit record of shard i."""
+        return self._commits / f"{i}.json"
+
+    def is_committed(self, i: int) -> bool:
+        """Whether shard i counts: its bytes are durable and its record exists."""
+        return self.commit_path(i).exists()
+
+    def write_shard(self, i: int, x: npt.NDArray[Any], info: dict[str, Any] | None = None) -> bool:
+        """Write and commit shard i; False, and nothing changes, if it is committed already.
+
+        `x` holds the shard's rows in the storage dtype (see `dtype`); `info` is any JSON and is kept in the record.
+        """
+        rows = self.rows(i)
+        if self._listing is not None:
+            raise PipelineError(f"{self._path}: published arrays are read-only; make a new artefact")
+        expected = (rows.stop - rows.start, *self.shape[1:])
+        if x.shape != expected or x.dtype != self.dtype:
+            raise PipelineError(f"{self._path}: shard {i} needs {expected} of {self.dtype}, got {x.shape} of {x.dtype}")
+        if self.is_committed(i):
+            return False
+        self._write_bytes(i, rows, x)
+        seal = self._inspect(i)
+        record = {
+            "format": FORMAT,
+            "array": self.name,
+            "shard": i,
+            "rows": [rows.start, rows.stop],
+            "bytes": seal.n_bytes,
+            "index_crc32c": seal.index_crc32c,
+            "chunk_crc32c": list(seal.chunk_crc32c),
+            "info": info or {},
+        }
+        atomic.make_dir(self._commits)
+        with contextlib.suppress(FileExistsError):  # another writer made the same shard meanwhile
+            atomic.create(self.commit_path(i), atomic.seal(record))
+        return True
+
+    def commit(self, i: int) -> dict[str, Any]:
+        """The commit record of shard i (its `info` is the writer's); `Damaged` if it is missing or not as written."""
+        path, (a, b) = self.commit_path(i), (self.rows(i).start, self.rows(i).stop)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise Damaged(path, f"missing: shard {i} was never committed, or its record was deleted") from None
+        record = atomic.unseal(path, data)
+        if record["format"] > FORMAT:
+            raise NewerFormat(path, record["format"], FORMAT)
+        if (record["array"], record["shard"], record["rows"]) != (self.name, i, [a, b]):
+            raise Damaged(path, f"is the record of shard {record['shard']} of {record['array']}, not of {i}")
+        if self._listing is not None and hashlib.sha256(data).hexdigest() != self._listing[i]["commit_sha256"]:
+            raise Damaged(path, "is not the record that was published")
+        return record
+
+    def check_shard(self, i: int) -> None:
+        """Compare a shard's size and stored checksums with its record, without reading the rows; else `Damaged`."""
+        path, expected = self.shard_path(i), self._seal(i)
+        found = self._inspect(i)
+        if found.n_bytes != expected.n_bytes:
+            raise Damaged(path, f"has {found.n_bytes} bytes, {expected.n_bytes} were committed")
+        if found != expected:
+            raise Damaged(path, "its checksums are not the committed ones; it was changed or exchanged with another")
+
+    def read_shard(self, i: int) -> npt.NDArray[Any]:
+        """All rows of shard i in the storage dtype, verified."""
+        return self.read(self.rows(i).start, self.rows(i).stop)
+
+    def read(self, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Rows `start` to `stop` in the storage dtype, every chunk's crc32c verified; `Damaged` names file and cause.
+
+        `out`, if given, is a C-contiguous array of the result's shape and dtype to fill: reusing one saves the page
+        faults of a large new one.
+        """
+        if not 0 <= start <= stop <= self.n_rows:
+            raise PipelineError(f"{self._path}: rows {start} to {stop} are outside 0 to {self.n_rows}")
+        shape = (stop - start, *self.shape[1:])
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise PipelineError(f"{self._path}: `out` must be a C-contiguous {self.dtype} array of shape {shape}")
+        for i, a, b in self._pieces(start, stop):
+            self.check_shard(i)
+            try:
+                self._zarr.get_basic_selection(slice(a, b), out=NDBuffer.from_numpy_array(out[a - start : b - start]))
+            except (ValueError, OSError) as error:
+                raise Damaged(self.shard_path(i), f"cannot be read: {error}") from error
+        return out
+
+    def read_float32(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows as float32, exactly (fp16, bf16 and fp32 arrays), verified."""
+        return decode_float32(self.read(start, stop), self.logical_dtype)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        while start < stop:
+            i = start // self.shard_rows
+            end = min(stop, self.rows(i).stop)
+            yield i, start, end
+            start = end
+
+    def _open_zarr(self, *, read_only: bool) -> Any:
+        store = LocalStore(self._path, read_only=read_only)
+        try:
+            found = zarr.open_array(store, mode="r" if read_only else "r+")
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise Damaged(self._path / "zarr.json", f"cannot be opened as a Zarr array: {error}") from error
+        if found.shards is None or "logical_dtype" not in found.attrs:
+            raise Damaged(self._path / "zarr.json", "is not a sharded array of this pipeline")
+        # Zarr would leave out a shard of zeros, and a missing file must always mean damage.
+        return found.with_config({"write_empty_chunks": True})
+
+    def _write_bytes(self, i: int, rows: slice, x: npt.NDArray[Any]) -> None:
+        path = self.shard_path(i)
+        atomic.make_dir(path.parent)
+        # What a crash left here is uncommitted; Zarr would read it back before writing over it.
+        path.unlink(missing_ok=True)
+        self._zarr[rows] = x
+        atomic.fsync_file(path)
+        for folder in (path.parent, *path.parent.parents[: len(self.shape)]):
+            atomic.fsync_dir(folder)
+
+    def _seal(self, i: int) -> ShardSeal:
+        if i not in self._seals:
+            record = self.commit(i)
+            self._seals[i] = ShardSeal(record["bytes"], record["index_crc32c"], tuple(record["chunk_crc32c"]))
+        return self._seals[i]
+
+    def _inspect(self, i: int) -> ShardSeal:
+        """Size and checksums that a shard file carries: its index footer and the four bytes after each inner chunk."""
+        path = self.shard_path(i)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise Damaged(path, f"missing: the file of shard {i} is not there") from None
+        try:
+            return _read_seal(fd, path, self.shard_rows // self.chunk_rows)
+        finally:
+            os.close(fd)
+
+
+def _read_seal(fd: int, path: Path, n_chunks: int) -> ShardSeal:
+    size, n_index = os.fstat(fd).st_size, 16 * n_chunks
+    footer = os.pread(fd, n_index + 4, max(0, size - n_index - 4))
+    index, crc = footer[:n_index], footer[n_index:]
+    if google_crc32c.value(index) != int.from_bytes(crc, "little") or len(crc) != 4:
+        raise Damaged(path, f"its chunk index ({size} bytes in the file) is cut short or changed")
+    entries = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
+    trailers = (os.pread(fd, 4, offset + length - 4) for offset, length in entries if offset != _ABSENT)
+    return ShardSeal(size, crc.hex(), tuple(trailer.hex() for trailer in trailers))
+
+
+def create_array(
+    root: Path, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int, chunk_rows: int | None = None
+) -> None:
+    """Write the metadata of a new array at `<root>/<name>/zarr.json`; FileExistsError if it is there."""
+    stored = storage_dtype(dtype)
+    if not shape or min(shape) < 1 or shard_rows < 1:
+        raise PipelineError(f"array {name}: shape {shape} and shard_rows {shard_rows} must be positive")
+    row_bytes = stored.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    chunk_rows = chunk_rows or default_chunk_rows(shard_rows, row_bytes)
+    if shard_rows % chunk_rows:
+        raise PipelineError(f"array {name}: chunk_rows {chunk_rows} does not divide shard_rows {shard_rows}")
+    memory = MemoryStore()
+    zarr.create_array(
+        memory,
+        shape=shape,
+        dtype=stored,
+        chunks=(chunk_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        attributes={"logical_dtype": dtype if dtype == "bfloat16" else stored.name},
+    )
+    # Zarr would not make its file durable, so the bytes go through our own writer.
+    atomic.make_dir(root / name)
+    atomic.create(root / name / "zarr.json", memory._store_dict["zarr.json"].to_bytes())
+
+
+def default_chunk_rows(shard_rows: int, row_bytes: int) -> int:
+    """The largest divisor of `shard_rows` that keeps an inner chunk within 4096 rows and 16 MiB."""
+    limit = min(shard_rows, MAX_CHUNK_ROWS, max(1, MAX_CHUNK_BYTES // row_bytes))
+    best = next(rows for rows in range(limit, 0, -1) if shard_rows % rows == 0)
+    if best * 16 < limit:
+        raise PipelineError(
+            f"shard_rows {shard_rows} has no divisor near {limit} to be the inner chunk; use a multiple of 64"
+        )
+    return best

@@ -1,0 +1,49 @@
+"""Studies: one YAML file, validated; keys of sites and autoencoders; identities."""
+
+from sae_pipeline.study.autoencoder_spec import AutoencoderSpec, expand
+from sae_pipeline.study.identity import VERSIONS, canonical_json, identity_of, lineage_record
+from sae_pipeline.study.keys import WHERE, Site, autoencoder_key, resolve_site
+from sae_pipeline.study.load import StudyError, load_study
+from sae_pipeline.study.models import (
+    ActivationsConfig,
+    Autoencoders,
+    Corpus,
+    DatasetConfig,
+    EvaluationConfig,
+    Gates,
+    Part,
+    ScalingConfig,
+    SiteConfig,
+    Study,
+    SubjectConfig,
+    TokensConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "VERSIONS",
+    "WHERE",
+    "ActivationsConfig",
+    "AutoencoderSpec",
+    "Autoencoders",
+    "Corpus",
+    "DatasetConfig",
+    "EvaluationConfig",
+    "Gates",
+    "Part",
+    "ScalingConfig",
+    "Site",
+    "SiteConfig",
+    "Study",
+    "StudyError",
+    "SubjectConfig",
+    "TokensConfig",
+    "TrainingConfig",
+    "autoencoder_key",
+    "canonical_json",
+    "expand",
+    "identity_of",
+    "lineage_record",
+    "load_study",
+    "resolve_site",
+]

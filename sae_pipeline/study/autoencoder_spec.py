@@ -1,0 +1,142 @@
+"""From grids to autoencoders: one fully resolved, frozen spec per trained member."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sae_pipeline.study.keys import Site, autoencoder_key, split_site
+from sae_pipeline.study.models import EXECUTION_ONLY, AutoencoderDefaults, Grid, Part, Study
+
+
+class AutoencoderSpec(Part):
+    """Everything that determines one trained autoencoder besides its dataset.
+
+    `lr` is the resolved rate, `tokens` the budget in activation rows, `warmup_steps` in optimiser steps,
+    `decay_last` and `l1_warmup` fractions of the steps. `auxk_k` is None where AuxK is off.
+    """
+
+    key: str = Field(json_schema_extra=EXECUTION_ONLY)
+    recipe: str
+    n: int
+    k: int | None = None
+    l1: float | None = None
+    target_l0: float | None = None
+    prefixes: tuple[int, ...] | None = None
+    seed: int = 0
+    batch: int
+    tokens: int
+    lr: float
+    warmup_steps: int = 0
+    decay_last: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 6.25e-10
+    grad_clip: float | None = None
+    ema: float | None = 0.999
+    init: Literal["tied", "independent"] = "tied"
+    auxk_k: int | None = None
+    auxk_alpha: float = 0.0
+    dead_after_tokens: int
+    l1_warmup: float = 0.05
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps within the token budget; the rest of a batch is not used."""
+        return self.tokens // self.batch
+
+
+def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, AutoencoderSpec]:
+    """All autoencoders of the study at one site, by key, in the order of the grids.
+
+    Args:
+        study: the study.
+        site: the resolved site.
+        site_text: the site as the study writes it (`code.3of4.resid_post`), which grids may also name.
+        d: width of the site.
+
+    Raises:
+        ValueError: two cells share a key, k exceeds n, or the dead window is longer than the run.
+    """
+    specs: dict[str, AutoencoderSpec] = {}
+    for grid in study.autoencoders.grids:
+        if not _names_site(grid, site, site_text):
+            continue
+        for spec in _cells(grid, study.autoencoders.defaults, d):
+            if spec.key in specs:
+                raise ValueError(
+                    f"autoencoders: two grid entries make the key {spec.key!r} at {site}; give one a `tag`"
+                )
+            specs[spec.key] = spec
+    return specs
+
+
+def _names_site(grid: Grid, site: Site, site_text: str) -> bool:
+    if grid.sites is None:
+        return True
+    return bool({site.where, str(site), site_text} & set(grid.sites))
+
+
+def check_grid_sites(study: Study) -> None:
+    """Refuse a grid that names a site the study does not have."""
+    known = set(study.sites) | {split_site(text)[2] for text in study.sites}
+    for grid in study.autoencoders.grids:
+        for name in grid.sites or ():
+            if name not in known:
+                raise ValueError(
+                    f"grid {grid.recipe!r}: site {name!r} is none of the study's: {', '.join(sorted(known))}"
+                )
+
+
+def _cells(grid: Grid, defaults: AutoencoderDefaults, d: int) -> list[AutoencoderSpec]:
+    settings = defaults.model_copy(
+        update={name: value for name in type(defaults).model_fields if (value := getattr(grid, name, None)) is not None}
+    )
+    sparsity = next(name for name in ("k", "l1", "target_l0") if getattr(grid, name) is not None)
+    return [
+        _spec(grid, settings, d, n, {sparsity: value}, seed)
+        for n, value, seed in itertools.product(grid.n, getattr(grid, sparsity), settings.seeds)
+    ]
+
+
+def _spec(
+    grid: Grid, settings: AutoencoderDefaults, d: int, n: int, sparsity: dict[str, Any], seed: int
+) -> AutoencoderSpec:
+    k, l1, target_l0 = (sparsity.get(name) for name in ("k", "l1", "target_l0"))
+    key = autoencoder_key(grid.recipe, n, k=k, l1=l1, target_l0=target_l0, tag=grid.tag, seed=seed)
+    if k is not None and k > n:
+        raise ValueError(f"autoencoder {key}: k = {k} exceeds n = {n}")
+    if settings.tokens < settings.batch:
+        raise ValueError(f"autoencoder {key}: {settings.tokens:,} tokens do not fill one batch of {settings.batch:,}")
+    window = settings.dead_after_tokens or max(settings.batch, min(10_000_000, settings.tokens // 20))
+    if window >= settings.tokens:
+        raise ValueError(
+            f"autoencoder {key}: dead_after_tokens = {window:,} is no shorter than the run of {settings.tokens:,} tokens, "
+            "so no latent could ever count as dead; shorten it"
+        )
+    auxk = settings.auxk if k is not None else None
+    return AutoencoderSpec(
+        key=key,
+        recipe=grid.recipe,
+        n=n,
+        k=k,
+        l1=l1,
+        target_l0=target_l0,
+        prefixes=grid.prefixes,
+        seed=seed,
+        batch=settings.batch,
+        tokens=settings.tokens,
+        lr=settings.lr.at(n),
+        warmup_steps=settings.schedule.warmup,
+        decay_last=settings.schedule.decay_last,
+        adam_betas=settings.adam_betas,
+        adam_eps=settings.adam_eps,
+        grad_clip=settings.grad_clip,
+        ema=settings.ema,
+        init=settings.init,
+        dead_after_tokens=window,
+        l1_warmup=settings.l1_warmup,
+        auxk_k=None if auxk is None else min(n, d // 2 if auxk.k == "d/2" else auxk.k),
+        auxk_alpha=0.0 if auxk is None else auxk.alpha,
+    )

@@ -1,0 +1,146 @@
+"""Reading a study: YAML, overrides from the command line, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sae_pipeline.store.errors import PipelineError
+from sae_pipeline.study.autoencoder_spec import check_grid_sites
+from sae_pipeline.study.keys import WHERE
+from sae_pipeline.study.models import Study
+
+
+class StudyError(PipelineError):
+    """A study that cannot be read; the message says what to change."""
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read and validate a study.
+
+    Args:
+        path: the YAML file.
+        overrides: `dotted.key=value` settings; values are YAML, list items are addressed by index.
+
+    Raises:
+        StudyError: the file is missing or unreadable, a key is unknown, or a value is impossible.
+    """
+    raw = _read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    try:
+        study = Study.model_validate(raw)
+        check_grid_sites(study)
+    except ValidationError as error:
+        raise StudyError(f"{path.name}: " + "; ".join(_explain(item) for item in _causes(error))) from None
+    except ValueError as error:
+        raise StudyError(f"{path.name}: {error}") from None
+    return study
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise StudyError(f"there is no study at {path}; known here: {', '.join(others) or 'none'}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path.name} holds no mapping; see studies/demo.yaml")
+    return raw
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    dotted, separator, value = text.partition("=")
+    if not separator:
+        raise StudyError(f"--set {text!r}: write key=value, e.g. tokens.train=500k")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {text!r}: the value is not YAML: {error}") from None
+    *parents, last = _steps(dotted.strip())
+    node: Any = raw
+    for step in parents:
+        node = _descend(node, step, text)
+    if isinstance(node, list):
+        node[_index(node, last, text)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _steps(dotted: str) -> list[str]:
+    """Split at dots, but keep a site key such as `code.3of4.resid_post` whole: it holds dots itself."""
+    parts = dotted.split(".")
+    end = next((i + 1 for i, part in enumerate(parts) if part in WHERE), 0)
+    if parts[0] == "sites" and end:
+        return ["sites", ".".join(parts[1:end]), *parts[end:]]
+    return parts
+
+
+def _index(node: list[Any], step: str, text: str) -> int:
+    if not step.isdigit() or int(step) >= len(node):
+        raise StudyError(f"--set {text!r}: {step!r} is not an index below {len(node)}")
+    return int(step)
+
+
+def _descend(node: Any, step: str, text: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, step, text)]
+    if not isinstance(node, dict):
+        raise StudyError(f"--set {text!r}: nothing lies below {step!r}")
+    return node.setdefault(step, {})
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """The errors without those that only follow from a deeper one (a list is "too short" when its entry was bad)."""
+    found = error.errors()
+    return [
+        item
+        for item in found
+        if not any(
+            other is not item and other["loc"][: len(item["loc"])] == item["loc"] != other["loc"] for other in found
+        )
+    ]
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"]) or "study"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {location!r}{_suggestion(error['loc'])}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{location}: {message}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    model = _model_at(location[:-1])
+    known = list(model.model_fields) if model is not None else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; valid here: {', '.join(known)}" if known else ""
+
+
+def _model_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model whose fields lie at a location; list indices and keys of mappings are passed over."""
+    model: type[BaseModel] = Study
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        inner = _models_in(field.annotation)
+        if not inner:
+            return None
+        model = inner[0]
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

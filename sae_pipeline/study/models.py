@@ -1,0 +1,300 @@
+"""The parts of a study as frozen, strict pydantic models: what one YAML file may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from sae_pipeline.study.keys import SAFE_KEY, split_site
+from sae_pipeline.study.quantities import Bytes, Count, Ratio, Seconds
+
+EXECUTION_ONLY: JsonDict = {"execution_only": True}
+"""Marks a field that cannot change a result (device, micro-batch, paths): it stays out of every identity."""
+
+
+class Part(BaseModel):
+    """Base of every part: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def determining(self) -> dict[str, Any]:
+        """Return the JSON values of the fields that determine results, nested parts included."""
+        kept: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("execution_only"):
+                continue
+            kept[name] = _determining(getattr(self, name))
+        return kept
+
+
+def _determining(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.determining()
+    if isinstance(value, list | tuple):
+        return [_determining(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _determining(item) for key, item in value.items()}
+    return value
+
+
+def _safe_name(value: str) -> str:
+    if not SAFE_KEY.match(value):
+        raise ValueError(f"{value!r} may hold letters, digits, '.', '_' and '-' only")
+    return value
+
+
+def _one_or_many(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Name = Annotated[str, BeforeValidator(_safe_name)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_one_or_many)]
+Ratios = Annotated[tuple[Ratio, ...], BeforeValidator(_one_or_many)]
+
+
+class SubjectShape(Part):
+    """Sizes of a subject, written down so that `plan` works where the model cannot be reached."""
+
+    architecture: str = "gpt2"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    n_layers: Count
+    d_model: Count
+    vocab_size: Count
+    n_params: Count
+    max_positions: Count
+
+
+class SubjectConfig(Part):
+    """The model under study: `embedded/<name>`, a local path, or a Hugging Face id."""
+
+    alias: Name = Field(json_schema_extra=EXECUTION_ONLY)
+    id: str = Field(json_schema_extra=EXECUTION_ONLY)
+    revision: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    device: str = Field(default="auto", json_schema_extra=EXECUTION_ONLY)
+    credentials: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    shape: SubjectShape | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+
+
+class Corpus(Part):
+    """One source of text: `stdlib`, a file, folder or glob, or `hf:<org>/<name>`."""
+
+    name: Name
+    source: str = Field(json_schema_extra=EXECUTION_ONLY)
+    split: str = "near_duplicate_cluster"
+    field: str = "text"
+    subset: str | None = None
+    revision: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    weight: Ratio = 1.0
+    tokens: Count | None = None
+
+
+class SplitConfig(Part):
+    """How documents are divided into training and held-out ones."""
+
+    by: Literal["near_duplicate_cluster"] = "near_duplicate_cluster"
+    jaccard: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class TokensConfig(Part):
+    """Contexts: their length in tokens, the budgets in activation rows, and which positions never become rows."""
+
+    context: Count = 64
+    train: Count = 2_000_000
+    held_out: Count = 200_000
+    permute: Literal["contexts"] = "contexts"
+    bos: Literal["document_start", "every_context", "none"] = "document_start"
+    exclude: tuple[Literal["bos", "pad", "special"], ...] = ("pad",)
+    split: SplitConfig = SplitConfig()
+
+
+class SiteConfig(Part):
+    """One site of the subject; `normaliser: auto` picks the default of its architecture and place."""
+
+    normaliser: Literal["auto", "paper", "rms", "mean_norm", "layer_norm", "none"] = "auto"
+
+
+class ActivationsConfig(Part):
+    """How activations are stored: dtype, rows of a shard, contexts of one forward pass."""
+
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    shard_tokens: Count = 65_536
+    micro_batch: Count = Field(default=64, json_schema_extra=EXECUTION_ONLY)
+
+
+class DatasetConfig(Part):
+    """The read order: shards resident at once (mixed with each other) and rows drawn for the geometric median."""
+
+    resident_shards: Annotated[int, Field(ge=2)] = 4
+    sample_rows: Count = 32_768
+
+
+class LearningRate(Part):
+    """lr(n) = base · (n / at_n)^power (paper §3.3: the largest converging rate falls as 1/√n)."""
+
+    base: Annotated[float, Field(gt=0)] = 2.0e-4
+    at_n: Count = 16_384
+    power: float = -0.5
+
+    def at(self, n: int) -> float:
+        """Learning rate for `n` latents."""
+        return float(self.base * (n / self.at_n) ** self.power)
+
+
+class Schedule(Part):
+    """Linear warm-up in steps, then constant, then linear decay to zero over the last fraction of the steps."""
+
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay_last: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class AuxK(Part):
+    """Auxiliary loss for dead latents (paper §2.11); `k: d/2` follows the width of the site."""
+
+    k: Count | Literal["d/2"] = "d/2"
+    alpha: Ratio = 1 / 32
+
+
+class AutoencoderDefaults(Part):
+    """Training settings shared by the grids; any grid may override any of them."""
+
+    batch: Count = 131_072
+    tokens: Count = 2_000_000
+    lr: LearningRate = LearningRate()
+    schedule: Schedule = Schedule()
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: Annotated[float, Field(gt=0)] = 6.25e-10
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    init: Literal["tied", "independent"] = "tied"
+    auxk: AuxK | None = AuxK()
+    dead_after_tokens: Count | None = None
+    l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_many)] = (0,)
+
+
+class Grid(Part):
+    """The product of its lists: one autoencoder per recipe × n × sparsity × seed, at the named sites (default all)."""
+
+    recipe: Name
+    n: Counts
+    k: Counts | None = None
+    l1: Ratios | None = None
+    target_l0: Ratios | None = None
+    sites: tuple[str, ...] | None = None
+    tag: Name | None = None
+    prefixes: tuple[Count, ...] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_many)] | None = None
+    batch: Count | None = None
+    tokens: Count | None = None
+    lr: LearningRate | None = None
+    schedule: Schedule | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    init: Literal["tied", "independent"] | None = None
+    auxk: AuxK | None = None
+    dead_after_tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_sparsity(self) -> Grid:
+        given = [name for name in ("k", "l1", "target_l0") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"grid {self.recipe!r}: give exactly one of k, l1 and target_l0, not {given or 'none'}")
+        return self
+
+
+class Autoencoders(Part):
+    """Defaults and grids."""
+
+    defaults: AutoencoderDefaults = AutoencoderDefaults()
+    grids: Annotated[tuple[Grid, ...], Field(min_length=1)]
+
+
+class TrainingConfig(Part):
+    """How training runs; nothing here changes a result."""
+
+    checkpoint_every: Seconds = Field(default=60.0, json_schema_extra=EXECUTION_ONLY)
+    memory: Bytes | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+
+
+class Bootstrap(Part):
+    """Cluster bootstrap: the unit resampled and how often."""
+
+    unit: Literal["document"] = "document"
+    resamples: Count = 2000
+
+
+class EvaluationConfig(Part):
+    """Held-out rows to evaluate on, the metrics with their parameters, and the bootstrap."""
+
+    tokens: Count = 100_000
+    bootstrap: Bootstrap = Bootstrap()
+    metrics: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {"reconstruction": {}, "density": {}, "downstream": {}}
+    )
+
+    @model_validator(mode="after")
+    def _reconstruction_is_always_measured(self) -> EvaluationConfig:
+        if "reconstruction" not in self.metrics:
+            raise ValueError("evaluation.metrics: reconstruction must be among them; champions and laws need it")
+        return self
+
+
+class ScalingConfig(Part):
+    """Which laws to fit to which targets, and how intervals and the hold-out check are made."""
+
+    targets: tuple[Literal["nmse", "dce"], ...] = ("nmse", "dce")
+    forms: tuple[Literal["L_N", "L_NK"], ...] = ("L_N", "L_NK")
+    irreducible: Literal["auto", "with", "without"] = "auto"
+    intervals: Literal["profile", "bootstrap"] = "profile"
+    hold_out: Literal["largest_n", "none"] = "largest_n"
+    resamples: Count = 500
+
+
+class Gates(Part):
+    """Limits a person may move; integrity limits are fixed and always block."""
+
+    dead: Annotated[float, Field(gt=0, le=1)] = 0.5
+    nmse_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mean_l0_share: Annotated[float, Field(gt=0, le=1)] = 0.99
+
+
+class ReportConfig(Part):
+    """The static HTML page."""
+
+    title: str | None = None
+
+
+class Study(Part):
+    """One study: one subject, its corpora, sites, autoencoders, evaluation and laws. See `studies/` for examples."""
+
+    study: Name = Field(json_schema_extra=EXECUTION_ONLY)
+    seed: Annotated[int, Field(ge=0)] = 0
+    subject: SubjectConfig
+    corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    tokens: TokensConfig = TokensConfig()
+    sites: dict[str, SiteConfig]
+    activations: ActivationsConfig = ActivationsConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    autoencoders: Autoencoders
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    gates: Gates = Gates()
+    report: ReportConfig = Field(default=ReportConfig(), json_schema_extra=EXECUTION_ONLY)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if not self.sites:
+            raise ValueError("sites: name at least one, e.g. gpt2.8.resid_post: {}")
+        for text in self.sites:
+            alias, _, _ = split_site(text)
+            if alias != self.subject.alias:
+                raise ValueError(f"site {text!r}: alias {alias!r} is not the subject's, {self.subject.alias!r}")
+        names = [corpus.name for corpus in self.corpora]
+        if len(set(names)) != len(names):
+            raise ValueError(f"corpora: two share a name among {names}")
+        return self

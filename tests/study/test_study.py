@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_pipeline.study import Site, StudyError, autoencoder_key, expand, identity_of, load_study, resolve_site
+from sae_pipeline.study.quantities import parse_bytes, parse_count, parse_ratio, parse_seconds
+
+STUDIES = Path(__file__).parents[2] / "studies"
+DEMO = STUDIES / "demo.yaml"
+SITE_TEXT = "code.3of4.resid_post"
+SITE = Site("code", 2, "resid_post")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid(path):
+    study = load_study(path)
+    site_text = next(iter(study.sites))
+    assert study.study == path.stem
+    assert expand(study, resolve_site(site_text, 12), site_text, 768)
+
+
+def test_the_demo_is_fifteen_topk_and_three_relu():
+    specs = expand(load_study(DEMO), SITE, SITE_TEXT, 128)
+    assert sum(spec.recipe == "topk" for spec in specs.values()) == 15
+    assert sum(spec.recipe == "relu" for spec in specs.values()) == 3
+    assert specs["topk-n4096-k16"].lr == pytest.approx(2e-3 * (4096 / 1024) ** -0.5)
+    assert specs["topk-n256-k4"].auxk_k == 64
+    assert specs["relu-n1024-l0.03"].auxk_k is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2M", 2_000_000), ("100k", 100_000), ("64Ki", 65_536), ("1_000", 1000), (7, 7), ("1.5k", 1500)]
+)
+def test_counts(text, value):
+    assert parse_count(text) == value
+
+
+def test_other_quantities():
+    assert parse_bytes("400GB") == 400 * 10**9
+    assert parse_seconds("10min") == 600
+    assert parse_ratio("1/32") == 1 / 32
+
+
+@pytest.mark.parametrize("text", ["2 parsecs", "", "-3", "1.5", True, None, "M"])
+def test_no_count(text):
+    with pytest.raises(ValueError, match=r"count|whole"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokens.contxt=4", "unknown key 'tokens.contxt'; did you mean 'context'"),
+        ("corpora.0.sorce=x", "did you mean 'source'"),
+        ("autoencoders.defaults.lr.bse=1", "did you mean 'base'"),
+        ("tokens.train=lots", "not a count"),
+        ("tokens.train", "write key=value"),
+        ("corpora.7.name=x", "not an index below 1"),
+        ("sites.gpt2.2.resid_post={}", "not the subject's"),
+        ("evaluation.metrics={density: {}}", "reconstruction must be among them"),
+        ("autoencoders.grids.0.l1=[0.1]", "exactly one of k, l1 and target_l0"),
+        ("autoencoders.grids.0.sites=[mlp_out]", "none of the study's"),
+        ("study=a/b", "letters, digits"),
+        ("seed=-1", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_setting_says_what_to_change(override, message):
+    with pytest.raises(StudyError, match=message):
+        load_study(DEMO, [override])
+
+
+def test_a_missing_study_names_the_known_ones():
+    with pytest.raises(StudyError, match=r"known here: .*demo"):
+        load_study(STUDIES / "demmo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("autoencoders.grids.0.k=[300]", "k = 300 exceeds n = 256"),
+        ("autoencoders.defaults.dead_after_tokens=3M", "no shorter than the run"),
+        ("autoencoders.defaults.batch=4M", "do not fill one batch"),
+        ("autoencoders.grids.1={recipe: topk, n: 256, k: 4}", "two grid entries make the key"),
+    ],
+)
+def test_an_impossible_autoencoder_says_what_to_change(override, message):
+    with pytest.raises(ValueError, match=message):
+        expand(load_study(DEMO, [override]), SITE, SITE_TEXT, 128)
+
+
+def test_an_override_reaches_through_a_site_key_and_a_list():
+    study = load_study(
+        DEMO, [f"sites.{SITE_TEXT}.normaliser=rms", "corpora.0.weight=0.5", "autoencoders.defaults.seeds=[0, 3]"]
+    )
+    assert study.sites[SITE_TEXT].normaliser == "rms"
+    assert study.corpora[0].weight == 0.5
+    assert {"topk-n256-k4", "topk-n256-k4-s3"} <= set(expand(study, SITE, SITE_TEXT, 128))
+
+
+def test_a_tag_tells_two_cells_apart():
+    tagged = "autoencoders.grids.1={recipe: topk, n: 256, k: 4, tag: slow, lr: {base: 1.0e-4}}"
+    specs = expand(load_study(DEMO, [tagged]), SITE, SITE_TEXT, 128)
+    assert specs["topk-n256-k4-slow"].lr < specs["topk-n256-k4"].lr
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "layer"), [("a.3of4.resid_post", 4, 2), ("a.5of6.mlp_out", 12, 9), ("a.b.0.attn_z", 2, 0)]
+)
+def test_sites_resolve(text, layers, layer):
+    site = resolve_site(text, layers)
+    assert site.layer == layer
+    assert Site.parse(str(site)) == site
+
+
+@pytest.mark.parametrize("text", ["a.9.resid_post", "a.resid_post", "a.1.resid", "a.x.resid_post", "a.5of4.resid_post"])
+def test_impossible_sites(text):
+    with pytest.raises(ValueError, match="site"):
+        resolve_site(text, 4)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 512), st.integers(0, 9))
+def test_keys_are_safe_and_tell_members_apart(n, k, seed):
+    key = autoencoder_key("topk", n, k=k, l1=None, target_l0=None, tag=None, seed=seed)
+    assert key == f"topk-n{n}-k{k}" + (f"-s{seed}" if seed else "")
+    assert autoencoder_key("relu", n, k=None, l1=0.1 * k, target_l0=None, tag=None, seed=0) != autoencoder_key(
+        "relu", n, k=None, l1=0.1 * (k + 1), target_l0=None, tag=None, seed=0
+    )
+
+
+def test_execution_only_fields_stay_out_of_the_identity():
+    def identity(*overrides):
+        study = load_study(DEMO, list(overrides))
+        spec = expand(study, SITE, SITE_TEXT, 128)["topk-n256-k4"]
+        return identity_of({"study": study.determining(), "spec": spec.determining()})
+
+    assert identity("subject.device=cuda", "activations.micro_batch=7", "training.checkpoint_every=1h") == identity()
+    assert identity("tokens.context=32") != identity()
+    assert identity("autoencoders.defaults.adam_eps=1e-8") != identity()
