@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_pipeline.store import atomic
+from sae_pipeline.store.array_format import FORMAT
 from sae_pipeline.store.errors import Damaged, NewerFormat, NotPublished, PathError, PipelineError
-from sae_pipeline.store.sharded_array import FORMAT, ShardedArray
+from sae_pipeline.store.sharded_array import ShardedArray
 
 ARTEFACT = "artefact.json"
 EAGER_BYTES = 1 << 20  # files up to this size are hashed when the artefact is opened, larger ones when first asked for

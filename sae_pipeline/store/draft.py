@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from sae_pipeline.store import atomic
+from sae_pipeline.store.array_format import FORMAT, create_array, storage_dtype
 from sae_pipeline.store.artefact import ARTEFACT, Artefact
 from sae_pipeline.store.errors import PipelineError
 from sae_pipeline.store.locks import FileLock
-from sae_pipeline.store.sharded_array import FORMAT, ShardedArray, create_array, storage_dtype
+from sae_pipeline.store.sharded_array import ShardedArray
 
 DRAFT = "draft.json"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -80,11 +81,11 @@ class Draft:
         if shape is None or dtype is None or shard_rows is None:
             if new:
                 raise PipelineError(f"{path}: no such array; pass shape, dtype and shard_rows to make it")
-            return ShardedArray(self.path, name)
+            return ShardedArray(self.path, name, before_write=self._must_hold)
         if new:
             self._must_hold()
             create_array(self.path, name, shape=shape, dtype=dtype, shard_rows=shard_rows, chunk_rows=chunk_rows)
-        array = ShardedArray(self.path, name)
+        array = ShardedArray(self.path, name, before_write=self._must_hold)
         logical = dtype if dtype == "bfloat16" else storage_dtype(dtype).name
         found = (array.shape, array.logical_dtype, array.shard_rows, array.chunk_rows)
         wanted = (tuple(shape), logical, shard_rows, chunk_rows or array.chunk_rows)
@@ -134,7 +135,7 @@ class Draft:
         self._must_hold()
         names = sorted(path.parent.name for path in self.path.glob("*/zarr.json"))
         arrays = {name: _list_shards(ShardedArray(self.path, name)) for name in names}
-        self._sweep()
+        self._sweep(names)
         files = {name: _list_file(self.path / name) for name in self._file_names(names)}
         self._sync_folders()
         document = {
@@ -156,11 +157,11 @@ class Draft:
         if not self._lock.held:
             raise PipelineError(f"{self.path}: this draft is closed; open it again to write")
 
-    def _sweep(self) -> None:
+    def _sweep(self, arrays: list[str]) -> None:
         """Delete what crashed writers left: our hidden temporaries and Zarr's partial files."""
-        for pattern in (".*.tmp", "*.partial"):
-            for path in self.path.rglob(pattern):
-                path.unlink()
+        partial = (path for name in arrays for path in (self.path / name / "c").rglob("*.partial"))
+        for path in [*self.path.rglob(".*.tmp"), *partial]:
+            path.unlink()
 
     def _file_names(self, arrays: list[str]) -> list[str]:
         """Everything but the lock, the commit records and the shards, which are listed with their arrays."""

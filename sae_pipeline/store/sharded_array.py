@@ -9,71 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import Crc32cCodec
 from zarr.core.buffer.cpu import NDBuffer
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
 from sae_pipeline.store import atomic
+from sae_pipeline.store.array_format import FORMAT, ShardSeal, decode_float32, read_seal
 from sae_pipeline.store.errors import Damaged, NewerFormat, PipelineError
-
-FORMAT = 1
-MAX_CHUNK_ROWS = 4096
-MAX_CHUNK_BYTES = 16 << 20
-_ABSENT = 2**64 - 1
-_FLOATS = ("float16", "bfloat16", "float32")
-
-
-@dataclass(frozen=True)
-class ShardSeal:
-    """What a shard file must look like: its size, the crc32c of its chunk index and of every inner chunk (hex)."""
-
-    n_bytes: int
-    index_crc32c: str
-    chunk_crc32c: tuple[str, ...]
-
-
-def storage_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype that holds a logical one: itself, or uint16 for bfloat16 (Zarr has no bfloat16)."""
-    if dtype == "bfloat16":
-        return np.dtype(np.uint16)
-    try:
-        return np.dtype(dtype)
-    except TypeError:
-        raise PipelineError(f"dtype {dtype!r} is unknown; use a numpy name or 'bfloat16'") from None
-
-
-def decode_float32(x: npt.NDArray[Any], logical_dtype: str) -> npt.NDArray[np.float32]:
-    """Exact float32 values of stored fp16, bf16 (as uint16) or fp32 values."""
-    if logical_dtype not in _FLOATS:
-        raise PipelineError(f"values of dtype {logical_dtype} are not activations; expected one of {_FLOATS}")
-    if logical_dtype == "bfloat16":
-        # bfloat16 is the upper half of a float32.
-        return np.asarray(np.left_shift(x, 16, dtype=np.uint32)).view(np.float32)
-    return np.asarray(x, np.float32)
 
 
 class ShardedArray:
     """Rows of one array, cut into shards of `shard_rows`; the last may be shorter. Make one with `Draft` or `Artefact`.
 
     The array lies at `<root>/<name>/` and plain `zarr.open` reads it; commit records lie at
-    `<root>/commits/<name>/<shard>.json`. `listing` is the published list of shards, or None in a draft, where more may
-    be written.
+    `<root>/commits/<name>/<shard>.json`. `listing` is the published list of shards, or None in a draft, which passes
+    `before_write`, a function that raises when nothing may be written any more.
     """
 
-    def __init__(self, root: Path, name: str, *, listing: list[dict[str, Any]] | None = None) -> None:
-        self.name, self._root, self._listing = name, root, listing
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        listing: list[dict[str, Any]] | None = None,
+        before_write: Callable[[], None] | None = None,
+    ) -> None:
+        self.name, self._listing, self._before_write = name, listing, before_write
         self._path, self._commits = root / name, root / "commits" / name
-        self._zarr = self._open_zarr(read_only=listing is not None)
+        self._zarr = self._open_zarr(read_only=before_write is None)
         self.shape: tuple[int, ...] = tuple(self._zarr.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._zarr.dtype)
         self.logical_dtype = str(self._zarr.attrs["logical_dtype"])
@@ -115,8 +84,9 @@ class ShardedArray:
         `x` holds the shard's rows in the storage dtype (see `dtype`); `info` is any JSON and is kept in the record.
         """
         rows = self.rows(i)
-        if self._listing is not None:
-            raise PipelineError(f"{self._path}: published arrays are read-only; make a new artefact")
+        if self._before_write is None:
+            raise PipelineError(f"{self._path}: this array is read-only; what is published never changes")
+        self._before_write()
         expected = (rows.stop - rows.start, *self.shape[1:])
         if x.shape != expected or x.dtype != self.dtype:
             raise PipelineError(f"{self._path}: shard {i} needs {expected} of {self.dtype}, got {x.shape} of {x.dtype}")
@@ -124,6 +94,8 @@ class ShardedArray:
             return False
         self._write_bytes(i, rows, x)
         seal = self._inspect(i)
+        if len(seal.chunk_crc32c) != -(-len(x) // self.chunk_rows):
+            raise Damaged(self.shard_path(i), f"Zarr stored {len(seal.chunk_crc32c)} chunks of {len(x)} rows")
         record = {
             "format": FORMAT,
             "array": self.name,
@@ -228,63 +200,4 @@ class ShardedArray:
         return self._seals[i]
 
     def _inspect(self, i: int) -> ShardSeal:
-        """Size and checksums that a shard file carries: its index footer and the four bytes after each inner chunk."""
-        path = self.shard_path(i)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise Damaged(path, f"missing: the file of shard {i} is not there") from None
-        try:
-            return _read_seal(fd, path, self.shard_rows // self.chunk_rows)
-        finally:
-            os.close(fd)
-
-
-def _read_seal(fd: int, path: Path, n_chunks: int) -> ShardSeal:
-    size, n_index = os.fstat(fd).st_size, 16 * n_chunks
-    footer = os.pread(fd, n_index + 4, max(0, size - n_index - 4))
-    index, crc = footer[:n_index], footer[n_index:]
-    if google_crc32c.value(index) != int.from_bytes(crc, "little") or len(crc) != 4:
-        raise Damaged(path, f"its chunk index ({size} bytes in the file) is cut short or changed")
-    entries = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
-    trailers = (os.pread(fd, 4, offset + length - 4) for offset, length in entries if offset != _ABSENT)
-    return ShardSeal(size, crc.hex(), tuple(trailer.hex() for trailer in trailers))
-
-
-def create_array(
-    root: Path, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int, chunk_rows: int | None = None
-) -> None:
-    """Write the metadata of a new array at `<root>/<name>/zarr.json`; FileExistsError if it is there."""
-    stored = storage_dtype(dtype)
-    if not shape or min(shape) < 1 or shard_rows < 1:
-        raise PipelineError(f"array {name}: shape {shape} and shard_rows {shard_rows} must be positive")
-    row_bytes = stored.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    chunk_rows = chunk_rows or default_chunk_rows(shard_rows, row_bytes)
-    if shard_rows % chunk_rows:
-        raise PipelineError(f"array {name}: chunk_rows {chunk_rows} does not divide shard_rows {shard_rows}")
-    memory = MemoryStore()
-    zarr.create_array(
-        memory,
-        shape=shape,
-        dtype=stored,
-        chunks=(chunk_rows, *shape[1:]),
-        shards=(shard_rows, *shape[1:]),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        fill_value=0,
-        attributes={"logical_dtype": dtype if dtype == "bfloat16" else stored.name},
-    )
-    # Zarr would not make its file durable, so the bytes go through our own writer.
-    atomic.make_dir(root / name)
-    atomic.create(root / name / "zarr.json", memory._store_dict["zarr.json"].to_bytes())
-
-
-def default_chunk_rows(shard_rows: int, row_bytes: int) -> int:
-    """The largest divisor of `shard_rows` that keeps an inner chunk within 4096 rows and 16 MiB."""
-    limit = min(shard_rows, MAX_CHUNK_ROWS, max(1, MAX_CHUNK_BYTES // row_bytes))
-    best = next(rows for rows in range(limit, 0, -1) if shard_rows % rows == 0)
-    if best * 16 < limit:
-        raise PipelineError(
-            f"shard_rows {shard_rows} has no divisor near {limit} to be the inner chunk; use a multiple of 64"
-        )
-    return best
+        return read_seal(self.shard_path(i), self.shard_rows // self.chunk_rows)

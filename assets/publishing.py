@@ -1,0 +1,355 @@
+"""Audit, then publish: how every stage becomes a gated Dagster asset.
+
+A plain blocking check does not stop a backfill or a later run, because the asset is materialised before the check
+is read. So a stage writes a draft, validates statistics of it, records the check, and publishes only what passed;
+a failing key raises at the end, after the good ones were published.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import dagster as dg
+
+from assets import partitions
+from resources import Rule, StudyGraph, SubjectResource, ValidatorResource, Verdict, Workspace
+from sae_pipeline.store import Artefact, Console, Draft, PipelineError, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_pipeline.planning.lineage import Node
+    from sae_pipeline.subjects import Subject
+
+# Dagster stamps every key of a range run alike when an output is yielded. With this entry in the output's metadata it
+# logs nothing itself, so that our own event per key, each with its data version, is the only one (see docs/orchestration.md).
+_LOG_NO_EVENT = {"__source_asset_observation__": True}
+
+Metadata = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works with: the workspace, the drafts to fill by node, and where progress goes.
+
+    A stage that can lose single nodes notes each in `failures` with its reason and leaves it out of its summaries.
+    """
+
+    workspace: Workspace
+    drafts: Mapping["Node", Draft]
+    progress: Progress
+    subject: Callable[[], "Subject"]
+    failures: dict["Node", str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One gated asset.
+
+    Attributes:
+        asset: name; also the first part of its nodes' names.
+        group: one of the six words.
+        description: what a person reads in the UI.
+        deps: assets it is made from.
+        by: what it is partitioned by.
+        make: fills the drafts and returns a summary per node.
+        audit: statistics frame of a draft.
+        rules: the gate of the study.
+        show: metadata of a published artefact: numbers, small tables, at most two plots.
+        place: copies what people read into the study's folder, once published.
+        index: column that names a row of the frame in messages.
+        pool: concurrency pool, `gpu` where the subject or the trainer runs.
+    """
+
+    asset: str
+    group: str
+    description: str
+    deps: tuple[str, ...]
+    by: Literal["study", "site", "autoencoder"]
+    make: Callable[[Job], Mapping["Node", dict[str, Any]]]
+    audit: Callable[[Job, "Node", Draft], "pd.DataFrame"]
+    rules: Callable[[Workspace], Sequence[Rule]]
+    show: Callable[[Workspace, Artefact], Metadata]
+    place: Callable[[Workspace, Artefact], None] | None = None
+    index: str | None = None
+    pool: str | None = None
+    kinds: frozenset[str] = field(default_factory=frozenset)
+
+
+def build_assets(stages: Sequence[Stage], graph: StudyGraph) -> list[dg.AssetsDefinition]:
+    """Turn stages, inputs first, into the gated assets of a study."""
+    by_name = {stage.asset: stage for stage in stages}
+    return [_build(stage, by_name, graph) for stage in stages]
+
+
+def _build(stage: Stage, stages: Mapping[str, Stage], graph: StudyGraph) -> dg.AssetsDefinition:
+    """Turn a stage into an asset of the study, with an integrity check (blocks) and a signature check (warns)."""
+    key = asset_key(graph, stage.asset)
+    definition = _partitions(stage, graph)
+    checks = [
+        dg.AssetCheckSpec(name, asset=key, blocking=blocking, partitions_def=definition, description=description)
+        for name, blocking, description in (
+            ("integrity", True, "Damage, non-finite values, wrong shapes, broken promises: blocks publication."),
+            ("signatures", False, "Odd but possible science: shown, never blocks."),
+        )
+    ]
+    spec = dg.AssetSpec(
+        key,
+        deps=[_dep(graph, stage, stages[dep]) for dep in stage.deps],
+        description=stage.description,
+        group_name=stage.group,
+        kinds=set(stage.kinds),
+        skippable=True,
+    )
+
+    @dg.multi_asset(
+        name=f"{stage.asset}",
+        specs=[spec],
+        check_specs=checks,
+        partitions_def=definition,
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run() if definition else None,
+        pool=stage.pool,
+    )
+    def body(
+        context: dg.AssetExecutionContext,
+        study: dg.ResourceParam[StudyGraph],
+        subject: SubjectResource,
+        validator: ValidatorResource,
+    ) -> Iterator[Any]:
+        run = _Run(context, stage, key, study.workspace, subject, validator)
+        yield from run.execute(_requested(context, stage))
+
+    return body
+
+
+def asset_key(graph: StudyGraph, asset: str) -> dg.AssetKey:
+    """Asset keys are prefixed by the study, so that several studies can share one Dagster instance."""
+    return dg.AssetKey([_identifier(graph.study.study), asset])
+
+
+def _identifier(name: str) -> str:
+    return name.replace("-", "_").replace(".", "_")
+
+
+def _partitions(stage: Stage, graph: StudyGraph) -> dg.PartitionsDefinition | None:  # type: ignore[type-arg]
+    if stage.by == "study":
+        return None
+    return partitions.site_partitions(graph) if stage.by == "site" else partitions.member_partitions(graph)
+
+
+def _dep(graph: StudyGraph, stage: Stage, upstream: Stage) -> dg.AssetDep:
+    mapping: dg.PartitionMapping | None = None
+    if {stage.by, upstream.by} == {"site", "autoencoder"}:
+        mapping = dg.MultiToSingleDimensionPartitionMapping("site")
+    elif stage.by == "study" and upstream.by != "study":
+        mapping = dg.AllPartitionMapping()
+    return dg.AssetDep(asset_key(graph, upstream.asset), partition_mapping=mapping)
+
+
+def _requested(context: dg.AssetExecutionContext, stage: Stage) -> list[str]:
+    if stage.by == "study":
+        return [stage.asset]
+    return [f"{stage.asset}/{partitions.node_path(key)}" for key in context.partition_keys]
+
+
+class _Run:
+    """One execution of one stage over the keys of a run."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        stage: Stage,
+        key: dg.AssetKey,
+        workspace: Workspace,
+        subject: SubjectResource,
+        validator: ValidatorResource,
+    ) -> None:
+        self.context, self.stage, self.key = context, stage, key
+        self.workspace, self.subject, self.validator = workspace, subject, validator
+        self.failures: dict[str, str] = {}
+
+    def execute(self, names: Sequence[str]) -> Iterator[Any]:
+        nodes = [self.workspace.lineage.nodes[name] for name in names if name in self.workspace.lineage.nodes]
+        skipped = [name for name in names if name not in self.workspace.lineage.nodes]
+        if skipped:
+            self.context.log.info(f"not in the study's grids, skipped: {', '.join(skipped)}")
+        single = len(names) == 1
+        todo = []
+        for node in nodes:
+            published = self.workspace.outputs.published(node.stage, node.key, node.identity)
+            if published is None:
+                todo.append(node)
+            else:
+                yield from self._announce(node, published, _read_verdicts(published), single, reused=True)
+        if todo:
+            yield from self._make(todo, single)
+        if self.failures:
+            lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failures.items())
+            raise dg.Failure(f"{self.stage.asset}: not published\n{lines}", allow_retries=False)
+        yield dg.Output(None, output_name=self.key.to_python_identifier(), metadata=_LOG_NO_EVENT)
+
+    def _make(self, nodes: Sequence["Node"], single: bool) -> Iterator[Any]:
+        drafts = {node: self._open(node) for node in nodes}
+        job = Job(self.workspace, drafts, Console(self.stage.asset), lambda: self.subject.get(self.workspace))
+        try:
+            try:
+                summaries = self.stage.make(job)
+            except PipelineError as error:  # says itself what to change; a traceback would hide it
+                raise dg.Failure(f"{self.stage.asset}: {error}", allow_retries=False) from error
+            made = {node: draft for node, draft in drafts.items() if node in summaries}
+            self.failures |= {node.name: reason for node, reason in job.failures.items()}
+            verdicts = self._judge(job, made)
+            for node, draft in made.items():
+                yield from self._gate(node, draft, summaries[node], verdicts[node.name], single)
+        finally:
+            for draft in drafts.values():
+                draft.close()
+
+    def _open(self, node: "Node") -> Draft:
+        return Draft.open(
+            self.workspace.directory(node),
+            stage=node.stage,
+            key=node.key,
+            identity=node.identity,
+            lineage=dict(node.record),
+        )
+
+    def _judge(self, job: Job, drafts: Mapping["Node", Draft]) -> dict[str, list[Verdict]]:
+        if not drafts:
+            return {}
+        frames = {node.name: self.stage.audit(job, node, draft) for node, draft in drafts.items()}
+        return self.validator.validate(self.stage.asset, frames, self.stage.rules(self.workspace), self.stage.index)
+
+    def _gate(
+        self, node: "Node", draft: Draft, summary: dict[str, Any], verdicts: Sequence[Verdict], single: bool
+    ) -> Iterator[Any]:
+        self._record(node, verdicts)
+        blocked = [verdict for verdict in verdicts if not verdict.passed and verdict.severity == "block"]
+        if blocked:
+            yield from self._checks(node, verdicts, single)
+            self.failures[node.name] = "; ".join(_sentence(verdict) for verdict in blocked)
+            draft.close()
+            _set_aside(draft.path)
+            return
+        draft.write_json("gates.json", [verdict.as_dict() for verdict in verdicts])
+        published = draft.publish(summary)
+        yield from self._announce(node, published, verdicts, single)
+
+    def _announce(
+        self, node: "Node", artefact: Artefact, verdicts: Sequence[Verdict], single: bool, *, reused: bool = False
+    ) -> Iterator[Any]:
+        self.workspace.pointers.set(node.name, artefact)
+        if self.stage.place is not None:
+            self.stage.place(self.workspace, artefact)
+        self._record(node, verdicts)
+        yield from self._checks(node, verdicts, single)
+        metadata = {
+            **self.stage.show(self.workspace, artefact),
+            "identity": artefact.identity[:12],
+            "path": dg.MetadataValue.path(str(artefact.path)),
+            "size_mb": round(artefact.n_bytes / 1e6, 3),
+            "made_at": artefact.created_at,
+            "reused": reused,
+        }
+        key = _partition(node)
+        self.context.log_event(
+            dg.AssetMaterialization(
+                self.key,
+                partition=key,
+                metadata=metadata,
+                tags={"dagster/data_version": artefact.identity, **_dimensions(key)},
+            )
+        )
+
+    def _checks(self, node: "Node", verdicts: Sequence[Verdict], single: bool) -> Iterator[Any]:
+        """A result per check: yielded in a single run, logged with its partition in a range run, which Dagster cannot do."""
+        for name, severity in (("integrity", "block"), ("signatures", "warn")):
+            chosen = [verdict for verdict in verdicts if verdict.severity == severity]
+            passed = all(verdict.passed for verdict in chosen)
+            level = dg.AssetCheckSeverity.ERROR if severity == "block" else dg.AssetCheckSeverity.WARN
+            reason = "; ".join(_sentence(verdict) for verdict in chosen if not verdict.passed) or "all limits hold"
+            metadata = {"limits": _table(chosen)} if chosen else {}
+            if single:
+                yield dg.AssetCheckResult(
+                    passed=passed,
+                    check_name=name,
+                    asset_key=self.key,
+                    severity=level,
+                    description=reason,
+                    metadata=metadata,
+                )
+            else:
+                self.context.log_event(
+                    dg.AssetCheckEvaluation(
+                        asset_key=self.key,
+                        check_name=name,
+                        passed=passed,
+                        severity=level,
+                        description=reason,
+                        partition=_partition(node),
+                        blocking=severity == "block",
+                        metadata={label: dg.MetadataValue.table(value.records) for label, value in metadata.items()},
+                    )
+                )
+
+    def _record(self, node: "Node", verdicts: Sequence[Verdict]) -> None:
+        """Keep the last verdicts of every node beside the study, failed ones too: the report shows them."""
+        from sae_pipeline.store import write_json_atomic
+
+        path = self.workspace.study_dir / "gates" / f"{node.name.replace('/', '--')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(
+            path, {"node": node.name, "identity": node.identity, "verdicts": [item.as_dict() for item in verdicts]}
+        )
+
+
+def _read_verdicts(artefact: Artefact) -> list[Verdict]:
+    return [Verdict(**entry) for entry in artefact.read_json("gates.json")]
+
+
+def _set_aside(path: Path) -> None:
+    """Move a rejected draft out of the way, so that the next run starts afresh; only the latest is kept."""
+    aside = path.with_name(f"{path.name}.rejected")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def _partition(node: "Node") -> str | None:
+    _, _, path = node.name.partition("/")
+    return partitions.partition_key(path) if path else None
+
+
+def _dimensions(key: str | None) -> dict[str, str]:
+    if not isinstance(key, dg.MultiPartitionKey):
+        return {}
+    return {f"dagster/partition/{name}": value for name, value in key.keys_by_dimension.items()}
+
+
+def _sentence(verdict: Verdict) -> str:
+    place = f" at {verdict.where}" if verdict.where else ""
+    value = _text(verdict.value)
+    return f"{verdict.check}: {verdict.column} is {value}{place}, limit {verdict.limit}"
+
+
+def _table(verdicts: Sequence[Verdict]) -> dg.TableMetadataValue:
+    records = [
+        dg.TableRecord(
+            {
+                "check": verdict.check,
+                "value": _text(verdict.value),
+                "limit": verdict.limit,
+                "verdict": "pass" if verdict.passed else f"fail {verdict.where}".strip(),
+            }
+        )
+        for verdict in verdicts
+    ]
+    return dg.MetadataValue.table(records)
+
+
+def _text(value: float | str | None) -> str:
+    if value is None:
+        return "missing"
+    return value or "none" if isinstance(value, str) else f"{value:.6g}"

@@ -1,0 +1,20 @@
+"""All stages of a study, inputs first."""
+
+from __future__ import annotations
+
+from assets.activations import ACTIVATIONS, EVALUATION_SET
+from assets.autoencoders import AUTOENCODER
+from assets.dataset import DATASET
+from assets.evaluation import CHAMPION, CODES, metric_stage, table_stage
+from assets.publishing import Stage
+from assets.scaling import REPORT, SCALING_LAWS
+from assets.tokens import TOKENS
+from resources import StudyGraph
+
+
+def stages_of(graph: StudyGraph) -> list[Stage]:
+    """The stages of a study: the fixed ones and one per metric it names."""
+    metrics = [metric_stage(name) for name in graph.study.evaluation.metrics]
+    table = table_stage(tuple(metric.asset for metric in metrics))
+    data = [TOKENS, ACTIVATIONS, EVALUATION_SET, DATASET]
+    return [*data, AUTOENCODER, CODES, *metrics, CHAMPION, table, SCALING_LAWS, REPORT]

@@ -1,0 +1,117 @@
+"""The study a code location serves, and the folders it works in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_pipeline.store import Artefact, NotPublished, Outputs, Pointers, read_json, write_json_atomic
+from sae_pipeline.study import Study, load_study
+
+if TYPE_CHECKING:
+    from sae_pipeline.planning.lineage import Lineage, Node
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class StudyGraph:
+    """What a code location knows of its study without loading a model: enough to define assets and partitions.
+
+    It is also the resource `study`, through which assets reach the workspace.
+
+    Attributes:
+        study: the validated study.
+        root: folder that relative paths of the study start from.
+        outputs_dir: where artefacts and the study's folder lie.
+        sites: resolved site keys, in the order of the study.
+    """
+
+    study: Study
+    root: Path
+    outputs_dir: Path
+    sites: tuple[str, ...]
+
+    @classmethod
+    def load(cls) -> StudyGraph:
+        """Load the study that the environment names.
+
+        `SAE_STUDY` is a name in studies/ or a path (default `demo`), `SAE_SET` holds overrides, one a line,
+        `SAE_OUTPUTS` the output folder (default `outputs` in the checkout).
+        """
+        from sae_pipeline.planning.facts import resolve_sites
+
+        name = os.environ.get("SAE_STUDY", "demo")
+        path = Path(name) if name.endswith((".yaml", ".yml")) else CHECKOUT / "studies" / f"{name}.yaml"
+        study = load_study(path, os.environ.get("SAE_SET", "").splitlines())
+        outputs_dir = Path(os.environ.get("SAE_OUTPUTS", CHECKOUT / "outputs")).resolve()
+        sites = tuple(str(site) for site in resolve_sites(study, CHECKOUT).values())
+        return cls(study, CHECKOUT, outputs_dir, sites)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The study at work; one per process, since corpora do not change under a running job."""
+        return Workspace(self.study, self.root, self.outputs_dir)
+
+
+class Workspace:
+    """A study at work: its lineage, its artefacts, its pointers."""
+
+    def __init__(self, study: Study, root: Path, outputs_dir: Path) -> None:
+        self.study = study
+        self.root = root
+        self.outputs = Outputs(outputs_dir)
+        self.pointers = Pointers(outputs_dir, study.study)
+        self.study_dir = self.outputs.study_dir(study.study)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """The graph of the study; looks at the subject and the corpora once."""
+        from sae_pipeline.planning.facts import gather_facts
+        from sae_pipeline.planning.lineage import Lineage
+
+        return Lineage(self.study, gather_facts(self.study, self.root))
+
+    def artefact(self, name: str) -> Artefact:
+        """The published artefact of a node, of exactly the identity the study asks for.
+
+        Raises:
+            NotPublished: it has not been made, or did not pass its gate; make it first.
+        """
+        found = self.find(name)
+        if found is None:
+            raise NotPublished(self.directory(self.lineage[name]))
+        return found
+
+    def find(self, name: str) -> Artefact | None:
+        """The published artefact of a node, or None."""
+        node = self.lineage[name]
+        return self.outputs.published(node.stage, node.key, node.identity)
+
+    def best(self, place: str) -> Artefact | None:
+        """The best version so far of `<site>/<autoencoder>`, or None before the first."""
+        entry = self._champions().get(place)
+        return None if entry is None else Artefact.open(self.outputs.root / entry["artefact"])
+
+    def crown(self, place: str, challenger: Artefact, verdict: Mapping[str, Any]) -> None:
+        """Record a verdict in `best.json`, once per challenger, and move the pointer if it was promoted."""
+        champions = self._champions()
+        entry = champions.setdefault(place, {"artefact": None, "history": []})
+        if any(past["challenger"] == challenger.identity for past in entry["history"]):
+            return
+        entry["history"].append({"challenger": challenger.identity, **verdict})
+        if verdict["promoted"]:
+            entry["artefact"] = challenger.path.relative_to(self.outputs.root).as_posix()
+        write_json_atomic(self.study_dir / "best.json", champions)
+
+    def _champions(self) -> dict[str, Any]:
+        path = self.study_dir / "best.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def directory(self, node: Node) -> Path:
+        """Folder of a node's artefact."""
+        return self.outputs.artefact_dir(node.stage, node.key, node.identity)

@@ -1,0 +1,27 @@
+"""Activations: the subject's activations on the training split, and the evaluation set on the held-out one."""
+
+from sae_pipeline.activations.audit import audit_evaluation_set, audit_frame, summarise_shards
+from sae_pipeline.activations.errors import ActivationError, ActivationOverflow
+from sae_pipeline.activations.evaluation_builder import build_evaluation_set
+from sae_pipeline.activations.evaluation_set import EvaluationSet
+from sae_pipeline.activations.harvesting import harvest
+from sae_pipeline.activations.layout import contexts_for_rows, open_activations, shard_rows_of
+from sae_pipeline.activations.moments import Moments
+from sae_pipeline.activations.scoring import clean_scores, spliced_scores
+
+__all__ = [
+    "ActivationError",
+    "ActivationOverflow",
+    "EvaluationSet",
+    "Moments",
+    "audit_evaluation_set",
+    "audit_frame",
+    "build_evaluation_set",
+    "clean_scores",
+    "contexts_for_rows",
+    "harvest",
+    "open_activations",
+    "shard_rows_of",
+    "spliced_scores",
+    "summarise_shards",
+]

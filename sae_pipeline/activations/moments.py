@@ -1,0 +1,129 @@
+"""Exact moments of activation rows: taken while a shard is hot, merged without loss over any number of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 1024  # a block of float64 rows stays in the processor's cache over the passes made on it
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a set of rows, in float64.
+
+    Rows with a NaN or an infinite value are counted in `non_finite` and enter nothing else. The unit row of x is
+    u = (x - mean over d of x) / ‖x - mean over d of x‖, the paper's preprocessing (paper §1.4); 0 where x is constant.
+
+    Attributes:
+        count: finite rows.
+        mean: [d] mean row.
+        m2: [d] Σ (x - mean)²; exactly 0 where a dimension never changes.
+        norm_sum: Σ ‖x‖.
+        sq_sum: Σ ‖x‖².
+        unit_mean: [d] mean of the unit rows.
+        unit_m2: Σ ‖u - unit_mean‖².
+        centred_norm_sum: Σ ‖x - mean over d of x‖.
+        absmax: largest |value|.
+        non_finite: rows left out.
+    """
+
+    count: int
+    mean: Floats
+    m2: Floats
+    norm_sum: float
+    sq_sum: float
+    unit_mean: Floats
+    unit_m2: float
+    centred_norm_sum: float
+    absmax: float
+    non_finite: int
+
+    @classmethod
+    def empty(cls, d: int) -> Moments:
+        """Moments of no rows, the neutral element of `merge`."""
+        return cls(0, np.zeros(d), np.zeros(d), 0.0, 0.0, np.zeros(d), 0.0, 0.0, 0.0, 0)
+
+    @classmethod
+    def of(cls, x_rd: Tensor) -> Moments:
+        """Take the moments of rows [r, d] of any float dtype, two passes over each block of rows."""
+        starts = range(0, x_rd.shape[0], _BLOCK_ROWS)
+        blocks = (x_rd[start : start + _BLOCK_ROWS].double() for start in starts)
+        return cls.total(map(_of_block, blocks), d=x_rd.shape[1])
+
+    @classmethod
+    def total(cls, parts: Iterable[Moments], *, d: int) -> Moments:
+        """Merge any number of moments in their order."""
+        return reduce(cls.merge, parts, cls.empty(d))
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets together (Chan, Golub & LeVeque 1979: the pairwise update of mean and M2)."""
+        count = self.count + other.count
+        share = other.count / count if count else 0.0
+        cross = self.count * share
+        shift, unit_shift = other.mean - self.mean, other.unit_mean - self.unit_mean
+        return Moments(
+            count=count,
+            mean=self.mean + share * shift,
+            m2=self.m2 + other.m2 + cross * shift**2,
+            norm_sum=self.norm_sum + other.norm_sum,
+            sq_sum=self.sq_sum + other.sq_sum,
+            unit_mean=self.unit_mean + share * unit_shift,
+            unit_m2=self.unit_m2 + other.unit_m2 + cross * float(unit_shift @ unit_shift),
+            centred_norm_sum=self.centred_norm_sum + other.centred_norm_sum,
+            absmax=max(self.absmax, other.absmax),
+            non_finite=self.non_finite + other.non_finite,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that keep every bit."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Moments:
+        """The moments that `to_json` wrote."""
+        vectors = {name: np.array(item, np.float64) for name, item in value.items() if isinstance(item, list)}
+        return cls(**{**value, **vectors})
+
+
+def _of_block(x_rd: Tensor) -> Moments:
+    rows, d = x_rd.shape
+    finite_r = torch.isfinite(x_rd.sum(dim=1))  # float64 sums of what fits into float32 do not overflow
+    if not bool(finite_r.all()):
+        x_rd = x_rd[finite_r]
+    count = x_rd.shape[0]
+    if not count:
+        return replace(Moments.empty(d), non_finite=rows)
+    # Shifting by the first row makes the spread of a dimension that never changes exactly 0.
+    mean_d, m2_d = _spread(x_rd - x_rd[0])
+    square_r = x_rd.square().sum(dim=1)
+    centred_rd = x_rd - x_rd.mean(dim=1, keepdim=True)
+    norm_r1 = centred_rd.norm(dim=1, keepdim=True)
+    unit_mean_d, unit_m2_d = _spread(centred_rd / norm_r1.masked_fill(norm_r1 == 0, 1.0))
+    return Moments(
+        count=count,
+        mean=(mean_d + x_rd[0]).cpu().numpy(),
+        m2=m2_d.cpu().numpy(),
+        norm_sum=float(square_r.sqrt().sum()),
+        sq_sum=float(square_r.sum()),
+        unit_mean=unit_mean_d.cpu().numpy(),
+        unit_m2=float(unit_m2_d.sum()),
+        centred_norm_sum=float(norm_r1.sum()),
+        absmax=float(x_rd.abs().max()),
+        non_finite=rows - count,
+    )
+
+
+def _spread(x_rd: Tensor) -> tuple[Tensor, Tensor]:
+    mean_d = x_rd.mean(dim=0)
+    return mean_d, (x_rd - mean_d).square().sum(dim=0)

@@ -1,0 +1,125 @@
+"""The training loop: GPT-2 on CPU, a checkpoint that resumes bit for bit, progress."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sae_pipeline.embedded.bpe import END_OF_TEXT_ID
+from sae_pipeline.embedded.plan import Plan, batch_at
+from sae_pipeline.store import PipelineError, Progress, silent
+from sae_pipeline.store.atomic import replace
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def new_model(plan: Plan) -> Any:
+    """A randomly initialised `GPT2LMHeadModel` of the plan's size, without dropout, seeded."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=plan.vocab_size,
+        n_positions=plan.n_positions,
+        n_embd=plan.d_model,
+        n_layer=plan.n_layers,
+        n_head=plan.n_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+    )
+    torch.manual_seed(plan.seed)
+    return GPT2LMHeadModel(config)
+
+
+def token_losses(model: Any, ids_bt: Tensor) -> Tensor:
+    """Cross-entropy in nats of every token but the first: `[b, t] -> [b, t - 1]`."""
+    targets_bt = ids_bt[:, 1:]
+    logits_btv = model(input_ids=ids_bt[:, :-1], use_cache=False).logits
+    losses_r = cross_entropy(logits_btv.flatten(0, 1), targets_bt.flatten(), reduction="none")
+    return losses_r.view_as(targets_bt)
+
+
+def _optimiser(model: Any, plan: Plan) -> torch.optim.AdamW:
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=True)
+
+
+def train_model(
+    plan: Plan,
+    stream: NDArray[np.integer],
+    out_dir: Path,
+    *,
+    fingerprint: str,
+    checkpoint_every_s: float = 60.0,
+    stop_after: int | None = None,
+    progress: Progress = silent,
+) -> Any | None:
+    """Train, resuming from `out_dir/checkpoint.pt` if it is there; None if stopped early.
+
+    `fingerprint` names the corpus; a checkpoint of another plan, corpus or thread count is refused. The weights are
+    bit-equal however often the run was interrupted, at the same number of threads. `stop_after` ends the run, with a
+    checkpoint, before that step.
+    """
+    model = new_model(plan)
+    optimiser = _optimiser(model, plan)
+    identity = {"plan": plan.to_json(), "corpus": fingerprint, "threads": torch.get_num_threads()}
+    first = _restore(out_dir / CHECKPOINT, model, optimiser, identity)
+    saved_at = time.monotonic()
+    for step in range(first, plan.steps):
+        if step == stop_after:
+            _save(out_dir / CHECKPOINT, model, optimiser, identity, step)
+            return None
+        if time.monotonic() - saved_at > checkpoint_every_s:
+            _save(out_dir / CHECKPOINT, model, optimiser, identity, step)
+            saved_at = time.monotonic()
+        loss = _step(model, optimiser, plan, torch.from_numpy(batch_at(stream, plan, step)), step)
+        progress.update(
+            (step + 1) * plan.batch_tokens, plan.steps * plan.batch_tokens, "tokens", step=step + 1, loss=loss
+        )
+    _save(out_dir / CHECKPOINT, model, optimiser, identity, plan.steps)
+    return model.eval()
+
+
+def _step(model: Any, optimiser: torch.optim.AdamW, plan: Plan, ids_bt: Tensor, step: int) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = plan.lr_at(step)
+    loss = token_losses(model, ids_bt).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip)
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss.item()
+
+
+def _save(path: Path, model: Any, optimiser: torch.optim.AdamW, identity: dict[str, Any], step: int) -> None:
+    buffer = io.BytesIO()
+    state = {"identity": identity, "step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save(state, buffer)
+    replace(path, buffer.getvalue())
+
+
+def _restore(path: Path, model: Any, optimiser: torch.optim.AdamW, identity: dict[str, Any]) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["identity"] != identity:
+        raise PipelineError(
+            f"{path} belongs to another plan, corpus or thread count; delete it or choose another --out"
+        )
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])

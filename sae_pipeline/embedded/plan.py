@@ -1,0 +1,84 @@
+"""What one training run is: sizes, budget, and the batch that every step sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the weights, besides the corpus and the machine."""
+
+    steps: int
+    seed: int = 0
+    vocab_size: int = 4096
+    n_layers: int = 4
+    d_model: int = 128
+    n_heads: int = 4
+    n_positions: int = 256
+    short_context: int = 128
+    long_share: float = 0.2
+    batch_tokens: int = 1024
+    lr: float = 4e-3
+    warmup_steps: int = 100
+    final_lr_share: float = 0.05
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if self.batch_tokens % self.n_positions or self.n_positions < self.short_context:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} must be a multiple of n_positions {self.n_positions}, "
+                f"which must not be below short_context {self.short_context}"
+            )
+
+    @property
+    def first_long_step(self) -> int:
+        """The first step of the final part, whose contexts reach every position."""
+        return self.steps - round(self.long_share * self.steps)
+
+    def context(self, step: int) -> int:
+        """Tokens per context at this step."""
+        return self.short_context if step < self.first_long_step else self.n_positions
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine from `lr` down to `final_lr_share * lr`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        floor = self.final_lr_share
+        return self.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+
+def batch_at(stream: NDArray[np.integer], plan: Plan, step: int) -> NDArray[np.int64]:
+    """The batch of one step, `[contexts, context + 1]`: a function of the arguments alone, so a resume needs no state.
+
+    The stream of all training documents is cut into windows at a phase drawn per pass; a pass takes them in random
+    order. Raises ValueError if the stream is shorter than a batch.
+    """
+    context = plan.context(step)
+    part = step if step < plan.first_long_step else step - plan.first_long_step
+    per_step, usable = plan.batch_tokens // context, stream.size - 1 - context
+    per_pass = usable // context // per_step
+    if per_pass < 1:
+        raise ValueError(
+            f"the training text has {stream.size} tokens; one batch needs {plan.batch_tokens + 2 * context}"
+        )
+    generator = np.random.default_rng([plan.seed, context, part // per_pass])
+    phase = int(generator.integers(context))
+    order = generator.permutation(usable // context)
+    at = part % per_pass * per_step
+    starts = phase + context * order[at : at + per_step]
+    return np.asarray(stream[starts[:, None] + np.arange(context + 1)], np.int64)

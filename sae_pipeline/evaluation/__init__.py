@@ -1,0 +1,40 @@
+"""Evaluation: codes encoded once, one file per metric, tables with an interval on every figure."""
+
+from typing import Final
+
+from sae_pipeline.evaluation import density, downstream, reconstruction
+from sae_pipeline.evaluation.audit import audit_codes, audit_metric
+from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
+from sae_pipeline.evaluation.champion import challenge
+from sae_pipeline.evaluation.codes_cache import CodesCache, build_codes
+from sae_pipeline.evaluation.errors import CacheMismatch, EvaluationError
+from sae_pipeline.evaluation.inputs import Metric, MetricInputs
+from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_table
+from sae_pipeline.evaluation.tables import MetricResult, build_table, read_metric, write_metric
+
+METRICS: Final[dict[str, Metric]] = {
+    metric.name: metric for metric in (reconstruction.METRIC, density.METRIC, downstream.METRIC)
+}
+"""Every metric by name; each is one file of this room."""
+
+__all__ = [
+    "METRICS",
+    "CacheMismatch",
+    "CodesCache",
+    "Comparison",
+    "EvaluationError",
+    "Metric",
+    "MetricInputs",
+    "MetricResult",
+    "audit_codes",
+    "audit_metric",
+    "audit_table",
+    "build_codes",
+    "build_table",
+    "challenge",
+    "compare_paired",
+    "read_metric",
+    "read_tables",
+    "write_metric",
+    "write_table",
+]

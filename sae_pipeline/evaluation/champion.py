@@ -1,0 +1,66 @@
+"""The champion: is a new version of an autoencoder better than the best so far, on the same held-out documents?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from sae_pipeline.activations import EvaluationSet
+from sae_pipeline.autoencoders import Autoencoder
+from sae_pipeline.evaluation.bootstrap import compare_paired
+from sae_pipeline.evaluation.reconstruction import ReconstructionSums
+from sae_pipeline.store import Artefact
+
+
+def challenge(
+    challenger: Artefact, incumbent: Artefact | None, evaluation_set: EvaluationSet, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Compare two trained autoencoders by NMSE, paired over documents.
+
+    The challenger is promoted if there is no incumbent that can be measured here, or if the whole 95 % interval of the
+    difference says that it is better: a tie changes nothing for those who use the incumbent.
+
+    Args:
+        challenger: artefact of the new autoencoder.
+        incumbent: artefact of the best so far, or None.
+        evaluation_set: the documents, of the challenger's site.
+        resamples: of the paired bootstrap.
+        seed: of the paired bootstrap.
+
+    Returns:
+        promoted, reason, challenger_id, incumbent_id, nmse, incumbent_nmse, and of the difference (challenger minus
+        incumbent): difference, se, ci_lo, ci_hi, p_better, n_units; null where there was nothing to compare.
+    """
+    stats = _unit_stats(challenger, evaluation_set)
+    verdict: dict[str, Any] = {"challenger_id": challenger.identity, "nmse": _nmse(stats)}
+    verdict |= dict.fromkeys(
+        ("incumbent_id", "incumbent_nmse", "difference", "se", "ci_lo", "ci_hi", "p_better", "n_units")
+    )
+    if incumbent is None:
+        return verdict | {"promoted": True, "reason": "the first version"}
+    verdict["incumbent_id"] = incumbent.identity
+    if incumbent.identity == challenger.identity:
+        return verdict | {"promoted": False, "reason": "it is the best version already"}
+    if Autoencoder.load(incumbent.path).config.d != evaluation_set.d:
+        return verdict | {"promoted": True, "reason": "the best version so far was of another subject or site"}
+    incumbent_stats = _unit_stats(incumbent, evaluation_set)
+    found = compare_paired(stats, incumbent_stats, resamples, seed)
+    promoted = found.ci_hi < 0
+    return verdict | vars(found) | {
+        "incumbent_nmse": _nmse(incumbent_stats),
+        "promoted": promoted,
+        "reason": "its NMSE is lower, the whole interval below 0" if promoted else "it is not surely better",
+    }  # fmt: skip
+
+
+def _unit_stats(artefact: Artefact, evaluation_set: EvaluationSet) -> pd.DataFrame:
+    sums = ReconstructionSums.of(Autoencoder.load(artefact.path), evaluation_set, ("all",))
+    ratio = sums.ratio("nmse", "all")
+    return pd.DataFrame(
+        {"metric": "nmse", "variant": "all", "unit_id": sums.documents, "num": ratio.num_u, "den": ratio.den_u}
+    )
+
+
+def _nmse(stats: pd.DataFrame) -> float:
+    return float(stats["num"].sum() / stats["den"].sum())

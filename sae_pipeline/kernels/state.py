@@ -1,0 +1,69 @@
+"""What one autoencoder in training consists of: parameters, moments, running average, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sae_pipeline.measures import Fired
+
+
+@dataclass
+class Parameters:
+    """The four tensors of an autoencoder, or four of the same shapes (gradients, moments, averages).
+
+    W_enc (n, d) and W_dec (n, d) hold one row per latent; b_enc (n,); b_pre (d,).
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_pre: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Parameters:
+        """New parameters, each tensor passed through `function`."""
+        return Parameters(**{name: function(tensor) for name, tensor in self.named().items()})
+
+
+@dataclass
+class TrainState:
+    """Everything a training step reads and changes; `updates` counts the steps applied (skipped ones are not)."""
+
+    params: Parameters
+    first: Parameters
+    second: Parameters
+    average: Parameters | None
+    fired: Fired
+    updates: int = 0
+
+    @classmethod
+    def start(cls, params: Parameters, *, average: bool) -> TrainState:
+        """Zero moments and counters around initialised parameters."""
+        device = params.W_enc.device
+        zeros = [params.map(torch.zeros_like) for _ in range(3)]
+        fired = Fired(len(params.W_enc), device)
+        return cls(params, zeros[0], zeros[1], zeros[2] if average else None, fired)
+
+    def averaged(self, decay: float) -> Parameters:
+        """The running average, corrected for its zero start, decoder rows brought back to unit norm.
+
+        Gao et al. 2024 §A.5. Averages of unit rows are shorter than one, so the constraint is applied again.
+        """
+        if self.average is None or self.updates == 0:
+            return self.params
+        corrected = self.average.map(lambda tensor: tensor / (1.0 - decay**self.updates))
+        corrected.W_dec = torch.nn.functional.normalize(corrected.W_dec, dim=1)
+        return corrected
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a dotted name: what a checkpoint holds. Loading is copying into these."""
+        groups = {"params": self.params, "first": self.first, "second": self.second, "average": self.average}
+        named = {f"{group}.{name}": t for group, p in groups.items() if p is not None for name, t in p.named().items()}
+        return named | {"tokens_since_fired": self.fired.tokens_since_fired}

@@ -1,0 +1,222 @@
+"""The graph of a study: every artefact it asks for, with its identity, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from sae_pipeline.planning.facts import Facts
+from sae_pipeline.store import PipelineError
+from sae_pipeline.study import VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artefact the study asks for.
+
+    Attributes:
+        name: name in the graph, `<asset>[/<site>[/<autoencoder>]]`; the key of `current.json`.
+        stage: one of the six words (or `report`); names the artefact folder.
+        key: readable folder name within the stage.
+        record: stage, version, determining configuration and input identities; hashed into `identity`.
+        inputs: names of the nodes it is made from.
+    """
+
+    name: str
+    stage: str
+    key: str
+    identity: str
+    record: Mapping[str, Any] = field(compare=False)
+    inputs: tuple[str, ...]
+
+    @property
+    def asset(self) -> str:
+        """The asset this is a partition of."""
+        return self.name.split("/")[0]
+
+
+class Lineage:
+    """All nodes of a study by name, inputs before what is made from them."""
+
+    def __init__(self, study: Study, facts: Facts) -> None:
+        self.study = study
+        self.facts = facts
+        self.specs: dict[Site, dict[str, AutoencoderSpec]] = {}
+        self.nodes: dict[str, Node] = {}
+        self._add_tokens()
+        for text, site in facts.sites.items():
+            self.specs[site] = expand(study, site, text, facts.widths[site])
+            self._add_site(text, site)
+        self._add_report()
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def of_asset(self, asset: str) -> list[Node]:
+        """All nodes of one asset, e.g. every `autoencoder`."""
+        return [node for node in self if node.asset == asset]
+
+    def _add(self, name: str, stage: str, key: str, versions: str, config: Mapping[str, Any], inputs: list[str]) -> str:
+        record = lineage_record(
+            name.split("/")[0],
+            VERSIONS[versions],
+            config,
+            {item.split("/")[0]: self.nodes[item].identity for item in inputs},
+        )
+        self.nodes[name] = Node(name, stage, key, identity_of(record), record, tuple(inputs))
+        return name
+
+    def _add_tokens(self) -> None:
+        config = {
+            "tokens": self.study.tokens.determining(),
+            "corpora": [
+                {**corpus.determining(), "content": dict(self.facts.corpora[corpus.name])}
+                for corpus in self.study.corpora
+            ],
+            "split_list": {name: identity_of({"names": names}) for name, names in self.facts.split_list.items()},
+            "tokenizer": self.facts.tokenizer,
+            "seed": self.study.seed,
+        }
+        key = "-".join(corpus.name for corpus in self.study.corpora)
+        self._add("tokens", "tokens", key, "tokens", config, [])
+
+    def _add_site(self, text: str, site: Site) -> None:
+        study, facts = self.study, self.facts
+        source = {
+            "subject": facts.subject,
+            **study.subject.determining(),
+            "site": {"layer": site.layer, "where": site.where},
+        }
+        activations = self._add(
+            f"activations/{site}",
+            "activations",
+            str(site),
+            "activations",
+            {**source, **study.activations.determining()},
+            ["tokens"],
+        )
+        evaluation_set = self._add(
+            f"evaluation_set/{site}",
+            "activations",
+            f"evaluation_set-{site}",
+            "evaluation_set",
+            {**source, "tokens": study.evaluation.tokens},
+            ["tokens"],
+        )
+        dataset = self._add(
+            f"dataset/{site}",
+            "dataset",
+            str(site),
+            "dataset",
+            {"normaliser": self.normaliser(text), "seed": study.seed, **study.dataset.determining()},
+            [activations],
+        )
+        metrics = [
+            metric
+            for key, spec in self.specs[site].items()
+            for metric in self._add_autoencoder(site, key, spec, dataset, evaluation_set)
+        ]
+        self._add_fits(site, metrics)
+
+    def specs_at(self, site: str) -> dict[str, AutoencoderSpec]:
+        """The autoencoders of a site by key."""
+        return self.specs[Site.parse(site)]
+
+    def spec(self, node: Node) -> AutoencoderSpec:
+        """The autoencoder that a node partitioned by autoencoder belongs to."""
+        _, site, key = node.name.split("/")
+        return self.specs_at(site)[key]
+
+    def autoencoder_frame(self, site: str) -> pd.DataFrame:
+        """The autoencoders of a site: autoencoder, sae_id, site and every field of their specs."""
+        rows = [
+            {"autoencoder": key, "sae_id": self.nodes[f"autoencoder/{site}/{key}"].identity, "site": site}
+            | spec.model_dump(exclude={"key", "adam_betas", "prefixes"})
+            for key, spec in self.specs_at(site).items()
+        ]
+        return pd.DataFrame(rows).astype({"k": "Int64"})
+
+    def normaliser(self, text: str) -> str:
+        """Normaliser of a site as the study writes it, `auto` resolved by architecture and place."""
+        from sae_pipeline.dataset import default_normaliser
+
+        chosen = self.study.sites[text].normaliser
+        return default_normaliser(self.facts.norm, self.facts.sites[text].where) if chosen == "auto" else chosen
+
+    def _add_autoencoder(
+        self, site: Site, key: str, spec: AutoencoderSpec, dataset: str, evaluation_set: str
+    ) -> list[str]:
+        place = f"{site}/{key}"
+        autoencoder = self._add(
+            f"autoencoder/{place}", "autoencoders", f"{site}-{key}", "autoencoder", spec.determining(), [dataset]
+        )
+        codes = self._add(
+            f"codes/{place}", "evaluation", f"codes-{site}-{key}", "codes", {}, [autoencoder, evaluation_set]
+        )
+        bootstrap = {"bootstrap": self.study.evaluation.bootstrap.determining(), "seed": self.study.seed}
+        metrics = [
+            self._add(
+                f"eval_{metric}/{place}",
+                "evaluation",
+                f"{metric}-{site}-{key}",
+                f"eval_{metric}",
+                {"parameters": parameters, **bootstrap},
+                [codes, autoencoder, evaluation_set],
+            )
+            for metric, parameters in self.study.evaluation.metrics.items()
+        ]
+        reconstruction = f"eval_reconstruction/{place}"
+        self._add(
+            f"champion/{place}",
+            "evaluation",
+            f"champion-{site}-{key}",
+            "champion",
+            bootstrap,
+            [reconstruction, autoencoder, evaluation_set],
+        )
+        return metrics
+
+    def _add_fits(self, site: Site, metrics: list[str]) -> None:
+        name = f"evaluation_table/{site}"
+        inputs = {metric: self.nodes[metric].identity for metric in metrics}
+        record = lineage_record("evaluation_table", VERSIONS["evaluation_table"], {}, inputs)
+        self.nodes[name] = Node(name, "evaluation", f"table-{site}", identity_of(record), record, tuple(metrics))
+        scaling = {**self.study.scaling.determining(), "seed": self.study.seed}
+        self._add(f"scaling_laws/{site}", "scaling", str(site), "scaling", scaling, [name])
+
+    def _add_report(self) -> None:
+        inputs = [
+            node.name for node in self if node.asset in ("scaling_laws", "evaluation_table", "autoencoder", "dataset")
+        ]
+        record = lineage_record(
+            "report",
+            VERSIONS["report"],
+            {"title": self.study.report.title, "gates": self.study.gates.determining()},
+            {name: self.nodes[name].identity for name in inputs},
+        )
+        self.nodes["report"] = Node("report", "report", self.study.study, identity_of(record), record, tuple(inputs))
+
+
+def matching_nodes(lineage: Lineage, key: str) -> list[Node]:
+    """Nodes named `key`, below it, or of the autoencoder `key`.
+
+    Raises:
+        PipelineError: none matches; the message names the nearest.
+    """
+    found = [
+        node for node in lineage if node.name == key or node.name.startswith(f"{key}/") or node.name.endswith(f"/{key}")
+    ]
+    if not found:
+        names = list(lineage.nodes) + [name.rsplit("/", 1)[-1] for name in lineage.nodes]
+        near = difflib.get_close_matches(key, names, n=3, cutoff=0.3)
+        raise PipelineError(
+            f"nothing in study {lineage.study.study!r} is named {key!r}; near: {', '.join(dict.fromkeys(near)) or 'nothing'}"
+        )
+    return found

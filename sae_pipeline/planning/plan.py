@@ -1,0 +1,204 @@
+"""What a study will cost, from its configuration alone: partitions, tokens, bytes, FLOPs, memory, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from sae_pipeline.planning.facts import Facts
+from sae_pipeline.study import AutoencoderSpec, Site, Study, expand
+
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_CRC_PER_CHUNK = 4 + 16  # a checksum and an index entry for every inner chunk of 4096 rows
+_CHUNK_ROWS = 4096
+_CODE_WIDTHS = 4  # codes are kept four times as wide as k, so that curves beyond k can be drawn
+_SHARE_OF_GEMM = 0.25  # what harvest and training reach of a plain matrix product, demo study on two cores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a plan; `tokens` are rows of activations read or made, `bytes_` lie on disk afterwards."""
+
+    what: str
+    partitions: int
+    tokens: int
+    bytes_: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan: its lines, the largest memory of any step, and the rate the time is reckoned with."""
+
+    study: str
+    rows: tuple[Row, ...]
+    sites: tuple[str, ...]
+    memory_bytes: int
+    flops_per_s: float
+
+    @property
+    def bytes_(self) -> int:
+        """Bytes on disk once everything is made."""
+        return sum(row.bytes_ for row in self.rows)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole study."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time on this machine."""
+        return self.flops / self.flops_per_s
+
+
+def make_plan(study: Study, facts: Facts, flops_per_s: float | None = None) -> Plan:
+    """Reckon a study's cost.
+
+    Args:
+        study: the study.
+        facts: sizes of the subject.
+        flops_per_s: rate to reckon time with; default a short measurement of this machine's matrix product.
+    """
+    tokens = study.tokens
+    rows = [Row("tokens", 1, tokens.train + tokens.held_out, _token_bytes(study, facts), 0.0)]
+    memory = 0
+    for text, site in facts.sites.items():
+        specs = expand(study, site, text, facts.widths[site])
+        rows += _site_rows(study, facts, site, specs)
+        memory = max(memory, _memory(study, facts, site, specs))
+    rate = flops_per_s if flops_per_s is not None else _SHARE_OF_GEMM * measured_gemm_flops()
+    return Plan(study.study, tuple(rows), tuple(f"{text} = {site}" for text, site in facts.sites.items()), memory, rate)
+
+
+def _token_bytes(study: Study, facts: Facts) -> int:
+    """Ids of every context, and for each context its document, start and length."""
+    tokens = study.tokens
+    contexts = (tokens.train + tokens.held_out) / tokens.context
+    return round(contexts * (tokens.context * (2 if facts.vocab_size <= 2**16 else 4) + 4 + 8 + 4))
+
+
+def _stored(rows: int, width_bytes: int) -> int:
+    return rows * width_bytes + -(-rows // _CHUNK_ROWS) * _CRC_PER_CHUNK
+
+
+def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, AutoencoderSpec]) -> list[Row]:
+    d, train, held_out = facts.widths[site], study.tokens.train, min(study.evaluation.tokens, study.tokens.held_out)
+    forward = 2.0 * _block_parameters(facts) * (site.layer + 1)
+    whole = 2.0 * facts.n_params
+    sample = min(study.dataset.sample_rows, train)
+    metrics = len(study.evaluation.metrics)
+    resumed = max(whole - forward, 0.0)
+    spliced = "downstream" in study.evaluation.metrics
+    encode = sum(2.0 * spec.n * d for spec in specs.values())
+    return [
+        Row(f"activations {site}", 1, train, _stored(train, d * _ITEM_BYTES[study.activations.dtype]), forward * train),
+        Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + 24), 4 * whole * held_out),
+        Row(f"dataset {site}", 1, train, sample * d * 4, 0.0),
+        Row(
+            f"autoencoder {site}",
+            len(specs),
+            sum(spec.tokens for spec in specs.values()),
+            sum(_autoencoder_bytes(spec, d) for spec in specs.values()),
+            sum(training_flops(spec, d) for spec in specs.values()),
+        ),
+        Row(
+            f"codes {site}",
+            len(specs),
+            held_out * len(specs),
+            sum(_code_bytes(spec, held_out) for spec in specs.values()),
+            encode * held_out,
+        ),
+        Row(
+            f"metrics {site}",
+            len(specs) * metrics,
+            held_out * len(specs) * metrics,
+            len(specs) * metrics * 30_000,
+            len(specs) * held_out * (2 * resumed if spliced else 0.0),
+        ),
+    ]
+
+
+def _block_parameters(facts: Facts) -> int:
+    return 12 * facts.d_model**2
+
+
+def training_flops(spec: AutoencoderSpec, d: int) -> float:
+    """FLOPs of one training run (paper §6.2): 2nd + 8dk a token where the step is sparse, 12nd where it is dense."""
+    per_token = 2.0 * spec.n * d + 8.0 * d * spec.k if spec.k is not None else 12.0 * spec.n * d
+    return per_token * spec.tokens
+
+
+def _autoencoder_bytes(spec: AutoencoderSpec, d: int) -> int:
+    return 4 * (2 * spec.n * d + spec.n + d) + 20_000
+
+
+def _code_bytes(spec: AutoencoderSpec, rows: int) -> int:
+    width = min(spec.n, _CODE_WIDTHS * spec.k) if spec.k is not None else round(spec.target_l0 or 16)
+    return _stored(rows, width * (4 + 4) + 3 * 4)
+
+
+def _memory(study: Study, facts: Facts, site: Site, specs: dict[str, AutoencoderSpec]) -> int:
+    """Peak of training: weights, two moments and EMA of every member, resident shards twice, scores of one batch."""
+    d = facts.widths[site]
+    state = sum(4 * 4 * (2 * spec.n * d + spec.n + d) for spec in specs.values())
+    pool = 2 * study.dataset.resident_shards * study.activations.shard_tokens * d * 4
+    scores = max((spec.batch * spec.n * 4 for spec in specs.values()), default=0)
+    return state + pool + scores + 4 * facts.n_params
+
+
+def measured_gemm_flops(size: int = 1024, budget_s: float = 0.2) -> float:
+    """Rate of a plain fp32 matrix product on this machine's default device, in FLOP/s."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device)
+    a @ a
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < budget_s:
+        (a @ a).sum().item()
+        done += 1
+    return 2.0 * size**3 * done / (time.perf_counter() - started)
+
+
+def render_plan(plan: Plan, *, declared: bool = False) -> str:
+    """The plan as a table for a terminal; `declared` says that the subject was not looked at."""
+    lines = [
+        f"Study {plan.study}" + ("  (subject not reachable: sizes as the study declares them)" if declared else "")
+    ]
+    lines += [f"  site {site}" for site in plan.sites]
+    lines.append(f"{'':34}{'partitions':>11}{'tokens':>10}{'on disk':>10}{'FLOP':>10}")
+    lines += [
+        f"{row.what:34}{row.partitions:>11,}{_human(row.tokens):>10}{_human(row.bytes_) + 'B':>10}{_human(row.flops):>10}"
+        for row in plan.rows
+    ]
+    lines.append(
+        f"{'all':34}{sum(row.partitions for row in plan.rows):>11,}{'':>10}{_human(plan.bytes_) + 'B':>10}{_human(plan.flops):>10}"
+    )
+    lines.append(
+        f"peak memory about {_human(plan.memory_bytes)}B; time about {_duration(plan.seconds)} at {_human(plan.flops_per_s)}FLOP/s on this machine"
+    )
+    return "\n".join(lines)
+
+
+def _human(value: float) -> str:
+    for size, suffix in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
+        if value >= size:
+            return f"{value / size:.3g} {suffix}"
+    return f"{value:.3g} "
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.0f} seconds"

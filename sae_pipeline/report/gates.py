@@ -1,0 +1,67 @@
+"""The gate table: what failed or warned, row by row, then what passed, gathered."""
+
+import pandas as pd
+
+from sae_pipeline.report.formatting import MISSING, number
+from sae_pipeline.report.html import Child, Markup, join, tag
+from sae_pipeline.report.tables import cell, column, table
+
+_HEAD = ("verdict", "stage", "check", "statistic", column("value"), "limit", "severity", column("artefacts"))
+
+
+def tally(gates: pd.DataFrame) -> dict[str, int]:
+    """How many checks failed, warned and passed."""
+    verdicts = verdict(gates)
+    return {word: int((verdicts == word).sum()) for word in ("failed", "warning", "passed")}
+
+
+def verdict(gates: pd.DataFrame) -> "pd.Series[str]":
+    """ "passed", "warning" (missed, but does not block) or "failed" for each row."""
+    words = gates["severity"].map(lambda severity: "failed" if severity == "block" else "warning")
+    return words.where(~gates["passed"].astype(bool), "passed").astype(str)
+
+
+def gate_table(gates: pd.DataFrame) -> Markup:
+    """Failures, then warnings, one row each; then passes, one row per stage and check with the range of values."""
+    words = verdict(gates)
+    missed = [_missed(row, word) for word in ("failed", "warning") for _, row in gates[words == word].iterrows()]
+    stages = gates[words == "passed"].assign(stage=lambda passed: passed["node"].astype(str).str.split("/").str[0])
+    passed = [_passed(group) for _, group in stages.groupby(["stage", "check", "column", "limit"], sort=False)]
+    return table(_HEAD, [*missed, *passed])
+
+
+def _missed(row: "pd.Series[str]", word: str) -> Markup:
+    where = f" at {row['where']}" if pd.notna(row["where"]) and row["where"] else None
+    value = number(row["value"]) if pd.notna(row["value"]) else MISSING
+    return _row(str(row["node"]), row, join(value, tag("span", where, class_="where") if where else None), word, 1)
+
+
+def _passed(group: pd.DataFrame) -> Markup:
+    first = group.iloc[0]
+    return _row(str(first["stage"]), first, _range(group["value"]), "passed", len(group))
+
+
+def _row(name: str, row: "pd.Series[str]", value: Child, word: str, artefacts: int) -> Markup:
+    return tag(
+        "tr",
+        tag("td", tag("span", word, class_=f"verdict {word}")),
+        tag("th", tag("code", name), scope="row"),
+        cell(str(row["check"]), class_=None),
+        cell(tag("code", str(row["column"])), class_=None),
+        cell(value),
+        cell(str(row["limit"]), class_="limit"),
+        cell("blocks" if row["severity"] == "block" else "warns", class_=None),
+        cell(number(artefacts)),
+    )
+
+
+def _range(values: "pd.Series[float]") -> str:
+    """The smallest and the largest value, or the distinct texts."""
+    known = values.dropna()
+    if known.empty:
+        return MISSING
+    as_numbers = pd.to_numeric(known, errors="coerce")
+    if as_numbers.isna().any():
+        return ", ".join(dict.fromkeys(str(value) for value in known))
+    low, high = number(as_numbers.min()), number(as_numbers.max())
+    return low if low == high else f"{low} … {high}"

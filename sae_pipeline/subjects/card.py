@@ -1,0 +1,137 @@
+"""What a subject is, read without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sae_pipeline.study import Site, SubjectConfig
+from sae_pipeline.subjects.architectures import architecture_of, wheres_of
+from sae_pipeline.subjects.errors import SubjectError
+from sae_pipeline.subjects.source import Source, check_weights, fingerprint, locate, read_config
+from sae_pipeline.subjects.tokenizer import tokenizer_of
+
+
+@dataclass(frozen=True)
+class SubjectCard:
+    """Shape and identity of a subject model.
+
+    Attributes:
+        architecture: `model_type` of its Hugging Face config, e.g. `gpt2`.
+        d_model: width of the residual stream.
+        n_layers: number of blocks.
+        n_heads: attention heads of a block.
+        d_head: width of one head; `attn_z` is `n_heads * d_head` wide.
+        d_mlp: hidden width of the MLP.
+        vocab_size: rows of the embedding, at least the tokenizer's vocabulary.
+        max_positions: longest context in tokens.
+        norm: `layernorm` or `rmsnorm`.
+        n_params: parameters, tied ones counted once.
+        dtype: the dtype it computes in, as the study says.
+        fingerprint: hub commit, or sha256 of configuration and weights; does not depend on where the files lie.
+        tokenizer_fingerprint: sha256 of the serialised tokenizer.
+        tied_unembedding: whether the unembedding shares the embedding's weights.
+        wheres: the sites each block has.
+    """
+
+    architecture: str
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    max_positions: int
+    norm: str
+    n_params: int
+    dtype: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    tied_unembedding: bool
+    wheres: tuple[str, ...]
+
+    def check(self, site: Site) -> None:
+        """Make sure that the model has a site.
+
+        Raises:
+            SubjectError: it has not; the message lists the sites it has.
+        """
+        if site.where not in self.wheres:
+            reason = " (attention and MLP run in parallel)" if site.where == "resid_mid" else ""
+            raise SubjectError(
+                f"site {site}: a {self.architecture} block has no {site.where}{reason}; it has {', '.join(self.wheres)}"
+            )
+        if not 0 <= site.layer < self.n_layers:
+            raise SubjectError(f"site {site}: the subject has layers 0 to {self.n_layers - 1}")
+
+    def width(self, site: Site) -> int:
+        """Values per token at a site."""
+        self.check(site)
+        return {"attn_z": self.n_heads * self.d_head, "mlp_mid": self.d_mlp}.get(site.where, self.d_model)
+
+
+def describe(config: SubjectConfig, *, root: Path) -> SubjectCard:
+    """Read a subject's card from its configuration and the headers of its weight files; no weights enter memory.
+
+    Args:
+        config: the subject part of a study. Of a hub repository only the small files are downloaded.
+        root: folder that a relative local path starts from.
+
+    Raises:
+        SubjectError: the model cannot be found, is incomplete, or is of an unsupported architecture.
+    """
+    return card_of(config, locate(config, root=root, weights=False))
+
+
+def card_of(config: SubjectConfig, source: Source) -> SubjectCard:
+    """Build the card of a subject whose files have been located; see `describe`."""
+    raw = read_config(source)
+    architecture = architecture_of(str(raw["model_type"]))
+    weights = [] if source.commit else check_weights(source)
+    hf = hf_config(source)
+    return SubjectCard(
+        architecture=hf.model_type,
+        d_model=hf.hidden_size,
+        n_layers=hf.num_hidden_layers,
+        n_heads=hf.num_attention_heads,
+        d_head=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        d_mlp=_d_mlp(hf),
+        vocab_size=hf.vocab_size,
+        max_positions=hf.max_position_embeddings,
+        norm=architecture.norm,
+        n_params=_count_parameters(hf),
+        dtype=config.dtype,
+        fingerprint=fingerprint(source, raw, weights),
+        tokenizer_fingerprint=tokenizer_of(source).fingerprint,
+        tied_unembedding=bool(hf.tie_word_embeddings),
+        wheres=wheres_of(architecture, hf),
+    )
+
+
+def hf_config(source: Source) -> Any:
+    """Load the Hugging Face config of a located subject.
+
+    Raises:
+        SubjectError: its values make no sense to the installed transformers.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    except Exception as error:  # transformers validates with many exception types; all of them mean a bad config.json
+        raise SubjectError(f"subject {source.name!r}: config.json is not usable: {error}") from error
+
+
+def _d_mlp(hf: Any) -> int:
+    if hf.model_type == "gpt2":
+        return int(hf.n_inner or 4 * hf.hidden_size)
+    return int(hf.intermediate_size)
+
+
+def _count_parameters(hf: Any) -> int:
+    """Count on the meta device: weight files may hold buffers (GPT-2's causal masks) that are no parameters."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf)
+    return int(model.num_parameters())

@@ -1,0 +1,186 @@
+"""Build the tokens artefact: read, encode, split, pack, permute, cut, measure, write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_pipeline.store import Draft, PipelineError, Progress, silent
+from sae_pipeline.study import Corpus, TokensConfig
+from sae_pipeline.tokens.corpora import documents, is_hub
+from sae_pipeline.tokens.encoded import Encoded
+from sae_pipeline.tokens.layout import (
+    CHUNK_CONTEXTS,
+    DOCUMENTS,
+    LAYOUT,
+    SHARD_CONTEXTS,
+    SPLITS,
+    ids_array,
+    index_array,
+)
+from sae_pipeline.tokens.near_duplicates import near_duplicate_clusters
+from sae_pipeline.tokens.packing import Layout, Packed, count_rows, gather, pack
+from sae_pipeline.tokens.select import Order, cut, permuted, row_budgets
+from sae_pipeline.tokens.split import HELD_OUT, TRAIN, Candidates, order_key, split_documents
+from sae_pipeline.tokens.tables import Side, document_table, parquet_bytes, summarise
+from sae_pipeline.tokens.tokenizer import Tokenizer
+
+HUB_SURPLUS = 1.1  # read this much more than the budgets: duplicates and padding take their part
+
+
+def build_tokens(
+    draft: Draft,
+    config: TokensConfig,
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    root: Path,
+    split_list: Mapping[str, Sequence[str]] = {},
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write ids, index and documents of both splits into `draft`; returns the summary.
+
+    `split_list`: for every corpus split by `embedded_card`, the names that the subject's card holds out. The result is
+    a function of the arguments and the corpora's content alone; run again on the same draft it skips committed shards.
+    Raises PipelineError for corpora, budgets and policies that cannot work, before anything is written.
+    """
+    layout = _layout(config, tokenizer)
+    shares = _shares(corpora)
+    scratch_dir = draft.path / ".scratch"
+    shutil.rmtree(scratch_dir, ignore_errors=True)
+    scratch_dir.mkdir()
+    try:
+        encoded = _encode(corpora, config, shares, tokenizer, root, scratch_dir / "ids.bin", progress)
+        clusters = near_duplicate_clusters(encoded, threshold=config.split.jaccard, progress=progress)
+        found = Candidates(encoded.names, encoded.corpora, clusters, encoded.n_tokens)
+        needed = _needed(found, shares, config)
+        sides = np.asarray(split_documents(found, corpora, needed, seed=seed, split_list=split_list))
+        chosen = {split: _choose(split, encoded, sides, layout, config, shares, seed) for split in SPLITS}
+        table = document_table(encoded, sides, clusters, chosen)
+        for split in SPLITS:
+            _write_split(draft, split, chosen[split], encoded, layout, tokenizer.vocab_size, progress)
+    finally:
+        shutil.rmtree(scratch_dir)
+    draft.write_bytes(DOCUMENTS, parquet_bytes(table))
+    meta = {**asdict(layout), "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint}
+    requested = {TRAIN: config.train, HELD_OUT: config.held_out}
+    draft.write_json(LAYOUT, {**meta, "requested_rows": requested})
+    return summarise(table, chosen, requested, layout)
+
+
+def _layout(config: TokensConfig, tokenizer: Tokenizer) -> Layout:
+    return Layout(
+        context=config.context,
+        bos=config.bos,
+        exclude=tuple(config.exclude),
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+        special_ids=tuple(sorted(tokenizer.special_ids)),
+    )
+
+
+def _shares(corpora: Sequence[Corpus]) -> dict[str, float]:
+    """Share of the rows that each corpus is to have."""
+    total = sum(corpus.weight for corpus in corpora)
+    names = [corpus.name for corpus in corpora]
+    if not names or total <= 0 or len(set(names)) < len(names):
+        raise PipelineError(f"corpora {names}: at least one with a weight above 0 is needed, and no name twice")
+    return {corpus.name: corpus.weight / total for corpus in corpora if corpus.weight > 0}
+
+
+def _encode(
+    corpora: Sequence[Corpus],
+    config: TokensConfig,
+    shares: Mapping[str, float],
+    tokenizer: Tokenizer,
+    root: Path,
+    path: Path,
+    progress: Progress,
+) -> Encoded:
+    encoded = Encoded(path)
+    for corpus in corpora:
+        if corpus.name not in shares:
+            continue
+        limit = corpus.tokens or (1 << 62)
+        if is_hub(corpus):
+            limit = min(limit, int(HUB_SURPLUS * shares[corpus.name] * (config.train + config.held_out)))
+        before, n_tokens = len(encoded), 0
+        bounded = limit < 1 << 62
+        source = documents(corpus, root=root, progress=silent if bounded else progress)
+        for n_batch in encoded.add(source, tokenizer):
+            n_tokens += n_batch
+            if bounded:
+                progress.update(min(n_tokens, limit), limit, "tokens", corpus=corpus.name)
+            if n_tokens >= limit:
+                break
+        if len(encoded) == before:
+            raise PipelineError(f"corpus {corpus.name} ({corpus.source}) holds no text")
+    return encoded
+
+
+def _needed(found: Candidates, shares: Mapping[str, float], config: TokensConfig) -> dict[str, float]:
+    """Tokens to hold out per corpus: its budget, or its proportional part where the text does not fill both budgets."""
+    proportion = config.held_out / (config.held_out + config.train)
+    corpora = np.asarray(found.corpora)
+    totals = {name: int(found.n_tokens[corpora == name].sum()) for name in shares}
+    return {name: min(share * config.held_out, proportion * totals[name]) for name, share in shares.items()}
+
+
+def _choose(
+    split: str,
+    encoded: Encoded,
+    sides: NDArray[np.str_],
+    layout: Layout,
+    config: TokensConfig,
+    shares: Mapping[str, float],
+    seed: int,
+) -> Side:
+    members = np.flatnonzero(sides == split)
+    if split == HELD_OUT:
+        # A seeded order of whole documents: every prefix of the split is a fair sample of documents.
+        members = np.asarray(sorted(members.tolist(), key=lambda i: order_key(encoded.names[i], seed)))
+    packed = pack(encoded.n_tokens[members], layout)
+    packed = Packed(members[packed.document].astype(np.int32), packed.start, packed.length)
+    if split == TRAIN and packed.length.max() < layout.context:
+        raise PipelineError(
+            f"no document fills a context of {layout.context} tokens (the longest gives {packed.length.max()}); "
+            "lower tokens.context"
+        )
+    rows = count_rows(encoded.flat, encoded.offsets, packed, layout)
+    names = list(shares)
+    corpus_c = np.asarray([names.index(name) for name in encoded.corpora])[packed.document]
+    available = {name: int(rows[corpus_c == number].sum()) for number, name in enumerate(names)}
+    empty = [name for name, n in available.items() if not n]
+    if empty:
+        raise PipelineError(f"corpus {', '.join(empty)} has no {split} rows; give it more documents or weight 0")
+    budgets = row_budgets(available, shares, config.train if split == TRAIN else config.held_out)
+    order: Order = permuted(len(packed), seed) if split == TRAIN else np.arange(len(packed))
+    kept = cut(order, rows, corpus_c, list(budgets.values()))
+    if not kept.size:
+        raise PipelineError(f"tokens.{split} is below one context of {layout.context} tokens; raise it")
+    return Side(packed[kept], rows[kept], sum(available.values()))
+
+
+def _write_split(
+    draft: Draft, split: str, side: Side, encoded: Encoded, layout: Layout, vocab_size: int, progress: Progress
+) -> None:
+    n = len(side.packed)
+    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    size = {"shard_rows": SHARD_CONTEXTS, "chunk_rows": CHUNK_CONTEXTS}
+    ids = draft.array(ids_array(split), shape=(n, layout.context), dtype=dtype, **size)
+    index = draft.array(index_array(split), shape=(n, 4), dtype="int32", **size)
+    columns = np.stack([side.packed.document, side.packed.start, side.packed.length, side.rows], 1).astype(np.int32)
+    for i in range(ids.n_shards):
+        rows = ids.rows(i)
+        if not ids.is_committed(i):
+            block = gather(encoded.flat, encoded.offsets, side.packed[rows], layout)
+            ids.write_shard(i, block.astype(ids.dtype))
+        index.write_shard(i, columns[rows])
+        progress.update(rows.stop, n, "contexts", split=split)

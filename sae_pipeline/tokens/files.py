@@ -1,0 +1,190 @@
+"""Corpora in local files: .txt, .jsonl and .parquet, each also gzipped, alone, in folders or by glob."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from sae_pipeline.store import PipelineError, Progress, silent
+
+SEPARATOR = "<|endoftext|>"
+KINDS = (".txt", ".jsonl", ".parquet")
+_GLOB = frozenset("*?[")
+_PARQUET_ROWS = 1024
+
+
+class CorpusError(PipelineError):
+    """A corpus that cannot be read; the message names the place and the remedy."""
+
+
+class NoField(CorpusError):
+    """A record without the field that the corpus names."""
+
+
+def find_files(source: str, root: Path, field: str) -> dict[str, Path]:
+    """Files of a local source by stable name, sorted: the path below the folder or the fixed part of the glob.
+
+    A relative `source` is taken from `root`. Hidden files are left out, and so are a folder's tables without `field`
+    beside others that have text: manifests. Raises CorpusError if there is nothing to read.
+    """
+    parts = (root / Path(source).expanduser()).parts
+    fixed = next((i for i, part in enumerate(parts) if _GLOB & set(part)), len(parts))
+    base = Path(*parts[:fixed])
+    if fixed < len(parts):
+        found = [path for path in base.glob(str(Path(*parts[fixed:]))) if path.is_file()]
+    elif base.is_dir():
+        found = [path for path in base.rglob("*") if path.is_file() and kind_of(path)]
+        found = [path for path in found if _may_hold(path, field)] or found
+    elif base.is_file():
+        base, found = base.parent, [base]
+    else:
+        raise CorpusError(f"{base} does not exist; `source` is stdlib, a file, a folder, a glob or hf:<org>/<name>")
+    named = {path.relative_to(base).as_posix(): path for path in found}
+    named = {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in Path(name).parts)}
+    if not named:
+        raise CorpusError(f"{root / source} holds no file; expected {', '.join(KINDS)}, each may be gzipped (.gz)")
+    for path in named.values():
+        if not kind_of(path):
+            raise CorpusError(f"{path} is none of {', '.join(KINDS)} (.gz); narrow the glob or convert it")
+    return named
+
+
+def kind_of(path: Path) -> str | None:
+    """`.txt`, `.jsonl` or `.parquet` (a trailing `.gz` set aside), None for anything else."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    return suffix if suffix in KINDS else None
+
+
+def _may_hold(path: Path, field: str) -> bool:
+    """False for a table whose first record lacks the field; damaged files pass, to be reported when they are read."""
+    if kind_of(path) == ".txt":
+        return True
+    try:
+        next(_table(path, field), None)
+    except NoField:
+        return False
+    except CorpusError:
+        return True
+    return True
+
+
+def read_files(files: dict[str, Path], field: str, *, progress: Progress = silent) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of every document: the file's name, or `<name>#<i>` where a file holds several."""
+    for done, (name, path) in enumerate(files.items()):
+        progress.update(done, len(files), "files")
+        yield from _read_file(name, path, field)
+    progress.update(len(files), len(files), "files")
+
+
+def _read_file(name: str, path: Path, field: str) -> Iterator[tuple[str, str]]:
+    if kind_of(path) == ".txt":
+        texts = _txt(path)
+        first, second = next(texts, None), next(texts, None)
+        if first is not None and second is None:
+            yield name, first
+            return
+        head = [text for text in (first, second) if text is not None]
+        yield from ((f"{name}#{i}", text) for i, text in enumerate(chain(head, texts)))
+    else:
+        yield from ((f"{name}#{i}", text) for i, text in enumerate(_table(path, field)))
+
+
+def _table(path: Path, field: str) -> Iterator[str]:
+    return _jsonl(path, field) if kind_of(path) == ".jsonl" else _parquet(path, field)
+
+
+def _txt(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(path):
+        if line.strip() != SEPARATOR:
+            lines.append(line)
+            continue
+        yield "".join(lines)
+        lines = []
+    if lines:
+        yield "".join(lines)
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{path}, line {number} is not a JSON object")
+        yield text_of(record, field, f"{path}, line {number}")
+
+
+def _parquet(path: Path, field: str) -> Iterator[str]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    with _opened(path) as file:
+        try:
+            table = parquet.ParquetFile(file)
+        except arrow.ArrowInvalid as error:
+            raise CorpusError(f"{path} is not a parquet file: {error}") from error
+        names = list(table.schema_arrow.names)
+        if field not in names:
+            raise NoField(f"{path} has no column {field!r}; set the corpus's `field` to one of {names}")
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
+            for row, value in enumerate(batch.column(0).to_pylist()):
+                yield text_of({field: value}, field, f"{path}, row {row} of a batch")
+
+
+def text_of(record: dict[str, Any], field: str, place: str) -> str:
+    """The text in `record[field]`; CorpusError that names `place` and the fields there are."""
+    if field not in record:
+        raise NoField(f"{place} has no field {field!r}; set the corpus's `field` to one of {sorted(record)}")
+    value = record[field]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CorpusError(f"{place}: field {field!r} holds {type(value).__name__}, not text")
+    return value
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        try:
+            for line in lines:
+                if "\0" in line:
+                    raise CorpusError(f"{path} holds NUL bytes: it is binary, not text")
+                yield line
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as raw:
+        if path.suffix != ".gz":
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw) as file:
+            try:
+                yield cast(BinaryIO, file)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def fingerprint_files(files: dict[str, Path]) -> dict[str, Any]:
+    """Identity of local files by content: how many, their bytes, and one hash of their names and bytes."""
+    digest, n_bytes = hashlib.sha256(), 0
+    for name, path in files.items():
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+        n_bytes += path.stat().st_size
+    return {"kind": "files", "files": len(files), "bytes": n_bytes, "sha256": digest.hexdigest()}

@@ -1,0 +1,21 @@
+"""Names and sizes of what a tokens artefact holds."""
+
+from __future__ import annotations
+
+from sae_pipeline.tokens.split import HELD_OUT, TRAIN
+
+SPLITS = (TRAIN, HELD_OUT)
+LAYOUT = "layout.json"
+DOCUMENTS = "documents.parquet"
+SHARD_CONTEXTS = 1 << 14
+CHUNK_CONTEXTS = 1 << 10
+
+
+def ids_array(split: str) -> str:
+    """Name of the array of token ids, `[contexts, L]`."""
+    return f"{split}_ids"
+
+
+def index_array(split: str) -> str:
+    """Name of the array `[contexts, 4]`: document, position of the first token in the document, length, rows."""
+    return f"{split}_index"

@@ -1,0 +1,9 @@
+"""Training: many autoencoders on one stream of batches, each with its own state, checkpoint and end."""
+
+from sae_pipeline.training.audit import audit_frame
+from sae_pipeline.training.held_out import HeldOut, measure
+from sae_pipeline.training.loop import train
+from sae_pipeline.training.run import Member, Outcome
+from sae_pipeline.training.schedule import l1_weight, learning_rate
+
+__all__ = ["HeldOut", "Member", "Outcome", "audit_frame", "l1_weight", "learning_rate", "measure", "train"]

@@ -1,0 +1,47 @@
+"""Checkpoints: one safetensors file per member, whole or absent; it holds all that the next step depends on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from sae_pipeline.store import Draft, NewerFormat, PipelineError
+
+NAME = "checkpoint.safetensors"
+VERSION = 1
+
+
+def write(draft: Draft, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Replace the draft's checkpoint; `record` is JSON and travels in the file's header."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"version": str(VERSION), "record": json.dumps(record, sort_keys=True)}
+    draft.write_bytes(NAME, to_bytes(on_cpu, metadata=header))
+
+
+def read(draft: Draft, into: dict[str, Tensor]) -> dict[str, Any]:
+    """Copy the checkpoint's tensors into those given (same names and shapes) and return its record.
+
+    Raises PipelineError, naming the file, if it does not fit or cannot be read; NewerFormat for a later version.
+    """
+    path: Path = draft.file(NAME)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            if int(header["version"]) > VERSION:
+                raise NewerFormat(path, int(header["version"]), VERSION)
+            if set(file.keys()) != set(into):
+                raise PipelineError(f"{path}: holds other tensors than this run; delete it to start over")
+            for name, tensor in into.items():
+                found = file.get_tensor(name)
+                if found.shape != tensor.shape or found.dtype != tensor.dtype:
+                    raise PipelineError(f"{path}: {name} has another shape or type; delete the file to start over")
+                tensor.copy_(found)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); delete it to start over") from error
+    record: dict[str, Any] = json.loads(header["record"])
+    return record

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae_pipeline.embedded import loop
+from sae_pipeline.embedded.bpe import END_OF_TEXT, encode, train_bpe
+from sae_pipeline.embedded.corpus import split_documents
+from sae_pipeline.embedded.measure import baselines, held_out_loss, training_flops
+from sae_pipeline.embedded.plan import Plan, batch_at
+from sae_pipeline.embedded.train import build
+from sae_pipeline.store import PipelineError
+from sae_pipeline.tokens import Document, stdlib_documents
+
+TINY = Plan(
+    steps=24,
+    vocab_size=400,
+    n_layers=1,
+    d_model=16,
+    n_heads=2,
+    n_positions=32,
+    short_context=16,
+    batch_tokens=128,
+    warmup_steps=4,
+)
+STREAM = np.random.default_rng(0).integers(TINY.vocab_size, size=4000)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return [document for document in stdlib_documents() if document.id.startswith(("json/", "email/"))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> tuple[Path, dict[str, Any]]:
+    torch.set_num_threads(1)
+    out_dir = tmp_path_factory.mktemp("models") / "tiny"
+    card = build(documents, TINY, out_dir, max_held_out_contexts=20)
+    assert card is not None
+    return out_dir, card
+
+
+def test_a_run_stopped_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, documents: list[Document], made: tuple[Path, dict[str, Any]]
+) -> None:
+    out_dir, card = made
+    again_dir = tmp_path / "tiny"
+    # Once within each part of the run: before and after the contexts grow.
+    for step in (7, 21):
+        assert build(documents, TINY, again_dir, stop_after=step) is None
+    assert build(documents, TINY, again_dir, max_held_out_contexts=20) == card
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "card.json", "card.md"):
+        assert (again_dir / name).read_bytes() == (out_dir / name).read_bytes()
+    assert not (again_dir / "work").exists()
+
+
+def test_a_killed_process_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from test_embedded_training import STREAM, TINY
+from sae_pipeline.embedded.loop import train_model
+
+class Killer:
+    def update(self, done, total, unit, **info):
+        if info["step"] == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+train_model(TINY, STREAM, Path(sys.argv[1]), fingerprint="", checkpoint_every_s=0.0, progress=Killer())
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"}
+    cut_dir, whole_dir = tmp_path / "cut", tmp_path / "whole"
+    cut_dir.mkdir()
+    whole_dir.mkdir()
+    killed = subprocess.run([sys.executable, "-c", script, str(cut_dir)], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(cut_dir / loop.CHECKPOINT)["step"] == 10
+    whole, cut = (loop.train_model(TINY, STREAM, folder, fingerprint="") for folder in (whole_dir, cut_dir))
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(weights, cut.state_dict()[name]), name
+
+
+def test_another_plan_or_corpus_does_not_continue_a_checkpoint(tmp_path: Path) -> None:
+    assert loop.train_model(TINY, STREAM, tmp_path, fingerprint="a", stop_after=2) is None
+    for plan, fingerprint in ((replace(TINY, lr=1e-3), "a"), (TINY, "b")):
+        with pytest.raises(PipelineError, match="belongs to another"):
+            loop.train_model(plan, STREAM, tmp_path, fingerprint=fingerprint)
+
+
+def test_training_learns_what_bigrams_know(tmp_path: Path) -> None:
+    """A text whose next token follows from the last: the loss falls from log V to nearly the noise's entropy."""
+    generator = np.random.default_rng(0)
+    stream = [0]
+    follower = generator.permutation(50)
+    for noise, other in zip(generator.random(20_000) < 0.1, generator.integers(50, size=20_000), strict=True):
+        stream.append(int(other if noise else follower[stream[-1]]))
+    ids = np.asarray(stream)
+    plan = replace(TINY, steps=150, vocab_size=50, d_model=32, lr=1e-2)
+    model = loop.train_model(plan, ids[:16_000], tmp_path, fingerprint="")
+    found = held_out_loss(model, [ids[16_000:]], context=32, max_contexts=50)["nats_per_token"]
+    counted = baselines(ids[:16_000], [ids[16_000:]], 50)
+    assert counted["unigram"] > 3.7
+    assert counted["bigram"] < found < counted["bigram"] + 0.4
+
+
+def test_files_and_card_are_what_others_expect(made: tuple[Path, dict[str, Any]], documents: list[Document]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out_dir, card = made
+    model = AutoModelForCausalLM.from_pretrained(out_dir)
+    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    assert sum(parameter.numel() for parameter in model.parameters()) == card["size"]["parameters"]
+    assert {value.dtype for value in load_file(out_dir / "model.safetensors").values()} == {torch.float32}
+    tokenizer = AutoTokenizer.from_pretrained(out_dir)
+    text = "def f(x):\n\treturn 'é' + x\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 0)
+    assert json.loads((out_dir / "card.json").read_text()) == card
+    names = {document.id for document in documents}
+    assert set(card["held_out"]) | set(card["train"]) == names
+    assert not set(card["held_out"]) & set(card["train"])
+    assert len(card["held_out"]) >= 0.1 * len(names)
+    assert f"{card['loss']['nats_per_token']:.3f}" in (out_dir / "card.md").read_text()
+
+
+def test_the_tokenizer_never_sees_held_out_text() -> None:
+    texts = ["alpha beta " * 200, "gamma delta " * 200]
+    tokenizer = train_bpe(texts[:1], 300)
+    assert tokenizer.token_to_id(END_OF_TEXT) == 0
+    assert tokenizer.token_to_id("alpha") is not None and tokenizer.token_to_id("gamma") is None
+    (ids,) = encode(tokenizer, ["any text: ünïcode\n"])
+    assert ids[0] == 0 and tokenizer.decode(ids[1:].tolist()) == "any text: ünïcode\n"
+
+
+def test_near_copies_are_held_out_together() -> None:
+    generator = np.random.default_rng(0)
+    texts = [" ".join(map(str, generator.integers(1000, size=200))) for _ in range(20)]
+    documents = [Document(f"{i}/{copy}", text + " x" * copy, "c") for i, text in enumerate(texts) for copy in range(2)]
+    for seed in range(5):
+        split = split_documents(documents, share=0.25, seed=seed)
+        held_out = {document.id.split("/")[0] for document in split.held_out}
+        assert len(split.held_out) == 10 and len(held_out) == 5
+        assert not held_out & {document.id.split("/")[0] for document in split.train}
+
+
+def test_batches_cover_the_text_once_per_pass_in_another_order_each_pass() -> None:
+    stream = np.arange(2000)
+    plan = replace(TINY, steps=10_000)
+    per_pass = (stream.size - 17) // 16 // 8
+    passes = []
+    for first in (0, per_pass):
+        starts = [batch_at(stream, plan, step)[:, 0] for step in range(first, first + per_pass)]
+        seen = np.sort(np.concatenate(starts))
+        assert (np.diff(seen) % 16 == 0).all() and (np.diff(seen) > 0).all()
+        passes.append(np.concatenate(starts).tolist())
+    assert passes[0] != passes[1]
+    batch = batch_at(stream, plan, 3)
+    assert batch.shape == (8, 17) and (np.diff(batch, axis=1) == 1).all()
+    assert batch_at(stream, plan, plan.first_long_step).shape == (4, 33)
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    model = loop.new_model(TINY)
+    products = sum(m.weight.numel() for m in model.modules() if type(m).__name__ in ("Conv1D", "Linear"))
+    attention = 2 * 2 * TINY.d_model * 32  # scores and their sum over values, multiply and add
+    assert training_flops(model, 10, 32) == 10 * (6 * products + 3 * TINY.n_layers * attention)
+
+
+def test_plans_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be a multiple of n_positions"):
+        replace(TINY, batch_tokens=100)
+    with pytest.raises(ValueError, match="one batch needs"):
+        batch_at(np.arange(40), TINY, 0)

@@ -1,0 +1,137 @@
+"""The fast step against the reference, and what a step must leave true."""
+
+import pytest
+import torch
+from kernel_doubles import D, N, make_batch, make_optimiser, make_state, relu_objective, topk_objective
+
+from sae_pipeline.kernels import cpu, reference, train_step
+from sae_pipeline.kernels.activations import positive_topk
+
+SPARSE = {"silent": 36, "shift": 4.0}  # latents of which fewer than an eighth fire: the ReLU step goes sparse
+CASES = {
+    "topk with selection among the dead": (topk_objective(), {"silent": 20}, {}),
+    "topk with more aux slots than dead": (topk_objective(auxk_k=30), {"silent": 20}, {}),
+    "topk, none dead": (topk_objective(dead_after_tokens=10**9), {}, {}),
+    "topk clipped, no average": (topk_objective(), {"silent": 20, "average": False}, {"grad_clip": 0.05, "ema": None}),
+    "topk, k = n": (topk_objective(k=N), {}, {}),
+    "relu, sparse": (relu_objective(), SPARSE, {}),
+    "relu, dense": (relu_objective(), {}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_fast_step_equals_reference_over_steps(case, dtype, tolerance, monkeypatch):
+    objective, start, optimiser = CASES[case]
+    monkeypatch.setattr(cpu, "SCORE_BYTES", 20 * N * 8)  # several chunks of rows
+    monkeypatch.setattr(cpu, "BLOCK_BYTES", 7 * D * 8)  # several blocks of latents, the last one short
+    plain, fast = make_state(dtype, **start), make_state(dtype, **start)
+    before = fast.params.W_enc.clone()
+    for step in range(8):
+        x = make_batch(step, dtype)
+        arguments = {"lr": 3e-3, "l1": 0.02}
+        with torch.no_grad():
+            expected = reference.step(plain, x, objective, make_optimiser(**optimiser), **arguments)
+            found = cpu.step(fast, x, objective, make_optimiser(**optimiser), **arguments)
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+    assert float((fast.params.W_enc - before).abs().max()) > 1e-3
+    assert (plain.updates, fast.updates) == (8, 8)
+    for name, tensor in fast.tensors().items():
+        torch.testing.assert_close(tensor, plain.tensors()[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_the_relu_cases_take_both_paths():
+    state = make_state(**SPARSE)
+    assert cpu.select(state.params, make_batch(0) - state.params.b_pre, relu_objective().activation) is not None
+    state = make_state()
+    assert cpu.select(state.params, make_batch(0) - state.params.b_pre, relu_objective().activation) is None
+
+
+def test_step_equals_torch_adam_with_projection_and_unit_rows():
+    """The reference's optimiser against torch.optim.Adam, gradients from autograd over a loss written here."""
+    state, objective = make_state(), topk_objective(auxk_k=0)
+    p = state.params.map(lambda t: t.clone().requires_grad_())
+    adam = torch.optim.Adam(p.named().values(), lr=1e-2, betas=(0.9, 0.999), eps=6.25e-10)
+    for step in range(6):
+        x = make_batch(step)
+        train_step(state, x, objective, make_optimiser(), lr=1e-2)
+        pre = (x - p.b_pre) @ p.W_enc.T + p.b_enc
+        values, indices = pre.topk(4)
+        z = torch.zeros_like(pre).scatter(1, indices, values.relu())
+        adam.zero_grad()
+        (objective.loss_scale * (x - z @ p.W_dec - p.b_pre).square().sum(1).mean()).backward()
+        with torch.no_grad():
+            p.W_dec.grad -= (p.W_dec.grad * p.W_dec).sum(1, keepdim=True) * p.W_dec
+            adam.step()
+            p.W_dec /= p.W_dec.norm(dim=1, keepdim=True)
+    for name, tensor in state.params.named().items():
+        torch.testing.assert_close(tensor, p.named()[name].detach(), rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_decoder_rows_stay_unit_and_their_gradient_tangent():
+    state, objective = make_state(torch.float32, silent=20), topk_objective()
+    for step in range(20):
+        train_step(state, make_batch(step, torch.float32), objective, make_optimiser(), lr=1e-2)
+        assert float((state.params.W_dec.double().norm(dim=1) - 1).abs().max()) < 1e-6
+    blocks = []
+    update = cpu.update_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cpu,
+            "update_rows",
+            lambda s, name, rows, g, *rest: (blocks.append((name, rows, g.clone())), update(s, name, rows, g, *rest)),
+        )
+        unit = state.params.W_dec.clone()
+        train_step(state, make_batch(99, torch.float32), objective, make_optimiser(), lr=1e-2)
+    along = [(g * unit[rows]).sum(1).abs().max() for name, rows, g in blocks if name == "W_dec"]
+    assert along and float(max(along)) < 1e-6
+
+
+def test_average_of_constant_weights_is_those_weights_and_tracks_the_formula():
+    state, optimiser = make_state(), make_optimiser(ema=0.9)
+    start = state.params.map(torch.clone)
+    for step in range(3):
+        train_step(state, make_batch(step), topk_objective(), optimiser, lr=0.0)
+    for name, tensor in state.averaged(0.9).named().items():
+        torch.testing.assert_close(tensor, start.named()[name], rtol=1e-12, atol=1e-14)
+    state, seen = make_state(), []
+    for step in range(4):
+        train_step(state, make_batch(step), topk_objective(), optimiser, lr=1e-2)
+        seen.append(state.params.W_enc.clone())
+    weights = torch.tensor([0.9**3, 0.9**2, 0.9, 1.0], dtype=torch.float64)
+    expected = torch.einsum("t,tnd->nd", weights / weights.sum(), torch.stack(seen))
+    torch.testing.assert_close(state.averaged(0.9).W_enc, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("step", [reference.step, cpu.step])
+def test_a_batch_that_is_not_finite_changes_nothing(step):
+    state = make_state(silent=20)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    x = make_batch(0)
+    x[3, 2] = float("inf")
+    with torch.no_grad():
+        assert step(state, x, topk_objective(), make_optimiser(), lr=1e-2, l1=0.0) is None
+    assert state.updates == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "k"), [(40, 3), (256, 8), (1024, 16), (1000, 5), (4096, 4), (8, 8)])
+def test_positive_topk_is_exact_where_positive(dtype, n, k):
+    g = torch.Generator().manual_seed(n + k)
+    for shift in (0.0, -2.5, -100.0):  # many, few and no positive entries
+        pre = torch.randn(200, n, generator=g, dtype=dtype) + shift
+        values, indices = positive_topk(pre, k)
+        assert torch.equal(values, pre.gather(1, indices))
+        assert bool((indices.sort(dim=1).values.diff(dim=1) > 0).all()), "an entry was taken twice"
+        expected = pre.topk(k, dim=1).values.relu()
+        assert torch.equal(values.relu().sort(dim=1, descending=True).values, expected)
+
+
+def test_grouping_pairs_by_latent_is_a_stable_sort_for_small_and_large_n():
+    latents = torch.randint(0, 50_000, (3000,), generator=torch.Generator().manual_seed(0))
+    for n in (50_000, 70_000):
+        order, offsets = cpu.group_by_latent(latents, n)
+        assert torch.equal(order, torch.sort(latents, stable=True).indices)
+        assert torch.equal(offsets.diff(), torch.bincount(latents, minlength=n)) and int(offsets[0]) == 0
