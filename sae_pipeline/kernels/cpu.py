@@ -61,7 +61,7 @@ def step(
     if support is None:
         return reference.step(state, x_bd, objective, optimiser, lr=lr, l1=l1)
     error_bd = decode(support, params.W_dec).sub_(xc_bd)  # x̂ − x: b_pre cancels
-    reconstruction = scale * error_bd.square().sum() / b
+    reconstruction = scale * error_bd.flatten().dot(error_bd.flatten()) / b
     if not bool(torch.isfinite(reconstruction)):
         return None
     fired = support.latents[support.values > 0]

@@ -52,14 +52,6 @@ def share(value: float) -> str:
     return "0 %" if value == 0 else f"{number(100 * value, 3 if abs(value) >= 0.1 else 2)} %"
 
 
-def count(value: float) -> str:
-    """A count in short form: "1,954", "24.6 k", "2 M", "1.23 B"."""
-    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= unit:
-            return f"{value / (1e3 if suffix == 'k' else unit):.3g} {suffix}"
-    return number(float(value))
-
-
 def readable(value: float) -> str:
     """A tick label: plain where it is short ("0.3", "1,024", "20k", "5M"), a power of ten elsewhere."""
     size = abs(value)

@@ -9,13 +9,21 @@ from sae_pipeline.report.html import Child, Markup, join, tag
 from sae_pipeline.report.tables import cell, column, table
 
 _TARGETS = {"nmse": "NMSE", "dce": "ΔCE"}
-_FORMS = {"L_N": "α·nᵝ", "L_NK": "exp(α + β_k ln k + β_n ln n + γ ln k ln n)"}
-_TERMS = {"L_N": " + e", "L_NK": " + exp(ζ + η ln k)"}
+_LAWS = {
+    ("L_N", False): ("α·nᵝ", "L(n) = α·n^β"),
+    ("L_N", True): ("α·nᵝ + e", "L(n) = α·n^β + e"),
+    ("L_NK", False): ("joint", "L(n, k) = exp(α + β_k ln k + β_n ln n + γ ln k ln n)"),
+    ("L_NK", True): ("joint + e(k)", "L(n, k) = exp(α + β_k ln k + β_n ln n + γ ln k ln n) + exp(ζ + η ln k)"),
+}
 _PARAMETERS = {
     "alpha": "α", "beta": "β", "beta_k": "β_k", "beta_n": "β_n", "interaction_nk": "γ", "zeta": "ζ", "eta": "η",
     "irreducible": "e", "reducible_at_centre": "reducible loss at centre",
     "n_exponent_at_centre": "n exponent at centre",
 }  # fmt: skip
+
+
+_INLINE = 3
+"""Up to this many parameters a row holds their intervals beside them, else below."""
 
 
 def fits_tables(fits: pd.DataFrame) -> Markup:
@@ -33,19 +41,19 @@ def _form_table(form: str, fits: pd.DataFrame) -> Markup:
     with_k = bool(fits["k"].notna().any())
     head: list[Child] = ["target", "recipe", *([column("k")] if with_k else []), "law"]
     head += [column(_PARAMETERS.get(name, name)) for name in names]
-    head += [column(label) for label in ("n", "points", "residual, rms", "error at the largest n, held out")]
+    head += [column(label) for label in ("n", "points", "residual, rms", "held-out error")]
     rows = [_fit_row(form, fit, names, with_k=with_k) for _, fit in fits.groupby("fit_id", sort=False)]
     return table(head, rows)
 
 
 def _fit_row(form: str, fit: pd.DataFrame, names: Sequence[str], *, with_k: bool) -> Markup:
     first = fit.iloc[0]
-    law = _FORMS.get(form, form) + (_TERMS.get(form, "") if first["irreducible"] else "")
+    law, formula = _LAWS[form, bool(first["irreducible"])]
     cells = [cell(_TARGETS.get(first["target"], first["target"]), class_=None), cell(str(first["recipe"]), class_=None)]
     if with_k:
         cells.append(cell(number(int(first["k"]))))
-    cells.append(cell(law, class_="law"))
-    stacked = "interval stacked" if form == "L_NK" else "interval"
+    cells.append(cell(law, class_="law", title=formula))
+    stacked = "interval stacked" if len(names) > _INLINE else "interval"
     cells += [_parameter(fit[fit["parameter"] == name], stacked) for name in names]
     return tag("tr", *cells, *_quality(first), class_=None if first["preferred"] else "rival")
 
@@ -53,7 +61,7 @@ def _fit_row(form: str, fit: pd.DataFrame, names: Sequence[str], *, with_k: bool
 def _quality(first: "pd.Series[float]") -> list[Markup]:
     held_out = float(first["hold_out_log_error"])
     why = (
-        str(first["hold_out_reason"])
+        first["hold_out_reason"]
         if pd.isna(held_out)
         else f"mean of ln(predicted / measured) at n = {first['hold_out_n']}"
     )
@@ -61,7 +69,7 @@ def _quality(first: "pd.Series[float]") -> list[Markup]:
         cell(f"{number(int(first['n_min']))} – {number(int(first['n_max']))}"),
         cell(number(int(first["n_points"]))),
         cell(share(float(first["rms_log_residual"]))),
-        cell(share(held_out), title=why),
+        cell(share(held_out), title=str(why) if pd.notna(why) else None),
     ]
 
 

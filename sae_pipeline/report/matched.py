@@ -1,6 +1,5 @@
 """From the tidy evaluation tables to what is drawn: one row, one histogram, one curve per autoencoder."""
 
-import numpy as np
 import pandas as pd
 
 from sae_pipeline.report.densities import DensityHistogram
@@ -13,13 +12,13 @@ def matched_table(metrics: pd.DataFrame, autoencoders: pd.DataFrame) -> pd.DataF
     """One row per autoencoder of one site: the most frequent recipe first, then by k, n and key.
 
     Args:
-        metrics: long table with autoencoder, metric, variant, value, ci_lo, ci_hi, status, reason; n_units, unit_kind
-            and ci_method where intervals exist.
+        metrics: long table with autoencoder, metric, variant, value, ci_lo, ci_hi, ci_method, n_units, unit_kind,
+            status, reason.
         autoencoders: autoencoder, recipe, n, k (missing for recipes without one), seed, sae_id.
 
     Returns:
         The columns of `autoencoders`, and for each quantity q of `QUANTITIES` q, q_lo, q_hi (NaN where missing) and
-        q_note: why it is missing, or how its interval was made.
+        q_note: why it is missing, or what it rests on.
     """
     often = autoencoders.groupby("recipe")["recipe"].transform("size")
     ordered = autoencoders.assign(_often=-often).sort_values(["_often", "recipe", "k", "n", "autoencoder"])
@@ -30,30 +29,23 @@ def matched_table(metrics: pd.DataFrame, autoencoders: pd.DataFrame) -> pd.DataF
         ok = rows["status"].isin(_SHOWN)
         table[name] = rows["value"].where(ok).astype(float)
         for end in ("lo", "hi"):
-            table[f"{name}_{end}"] = _optional(rows, f"ci_{end}").where(ok).astype(float)
+            table[f"{name}_{end}"] = rows[f"ci_{end}"].where(ok).astype(float)
         table[f"{name}_note"] = [_note(row) for _, row in rows.iterrows()]
     return table.reset_index()
 
 
-def _optional(rows: pd.DataFrame, column: str) -> "pd.Series[float]":
-    if column in rows:
-        return rows[column].astype(float)
-    return pd.Series(np.nan, index=rows.index)
-
-
 def _note(row: "pd.Series[float]") -> str:
-    """Why a value is missing, or what its interval rests on."""
-    status = row.get("status")
+    """Why a value is missing, or what it and its interval rest on."""
+    status, reason, units = row["status"], row["reason"], row["n_units"]
     if not isinstance(status, str):
         return "not evaluated"
-    parts = [] if status == "ok" else [status]
-    reason = row.get("reason")
-    if isinstance(reason, str) and reason:
-        parts.append(reason)
-    if status in _SHOWN and pd.notna(row.get("ci_lo")):
-        n_units, unit, method = row.get("n_units"), row.get("unit_kind"), row.get("ci_method")
-        units = f" over {int(n_units):,} {unit}s" if pd.notna(n_units) and isinstance(unit, str) else ""
-        parts.append(f"95 % interval{f' ({method})' if isinstance(method, str) and method else ''}{units}")
+    if status not in _SHOWN:
+        return reason if isinstance(reason, str) and reason else status
+    parts = [reason] if isinstance(reason, str) and reason else []
+    if pd.notna(row["ci_lo"]):
+        parts.append(f"95 % interval by {row['ci_method']}")
+    if units > 0:
+        parts.append(f"{int(units):,} {row['unit_kind']}s")
     return "; ".join(parts)
 
 

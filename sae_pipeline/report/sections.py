@@ -98,9 +98,10 @@ def _laws(scaling: ScalingResult | None, prefix: str) -> Markup:
 
 
 _LAWS_NOTE = (
-    "Brackets are 95 % intervals. “At centre” means at the geometric mean of the sizes (and k) fitted, where the "
-    "points are; α and the single exponents of the joint law hold at n = k = 1, far outside them. A faint row "
-    "extrapolates worse than the same form with or without its irreducible term."
+    "Brackets are 95 % intervals; the held-out error is that of predicting the largest n from the others. The joint "
+    "law is exp(α + β_k ln k + β_n ln n + γ ln k ln n), with e(k) = exp(ζ + η ln k). “At centre” means at the geometric "
+    "mean of the sizes (and k) fitted, where the points are; α and single exponents of the joint law hold at n = k = 1, "
+    "far outside them. A faint row extrapolates worse than the same law with or without its irreducible term e."
 )
 
 

@@ -13,8 +13,8 @@ _STYLE = """
 html { scroll-behavior: smooth; scroll-padding-top: 1rem; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-.layout { display: grid; grid-template-columns: 13rem minmax(0, 1fr); max-width: 1420px; margin: 0 auto; }
-nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding: 2.2rem 1rem 2rem 1.4rem;
+.layout { display: grid; grid-template-columns: 11.5rem minmax(0, 1fr); max-width: 1420px; margin: 0 auto; }
+nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding: 2.2rem .6rem 2rem 1.2rem;
   font-size: 13px; }
 nav ol { list-style: none; margin: 0; padding: 0; }
 nav ol ol { padding-left: .8rem; border-left: 1px solid var(--rule); margin: .15rem 0 .4rem .1rem; }
@@ -46,7 +46,7 @@ figure svg text {
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
 .scroll { overflow-x: auto; margin: .5rem 0 1rem; }
 table { border-collapse: collapse; font-size: 12.5px; line-height: 1.35; }
-th, td { padding: .26rem .55rem; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--rule); }
+th, td { padding: .26rem .42rem; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--muted); font-weight: 600; border-bottom: 1.5px solid var(--muted); vertical-align: bottom; }
 tbody th { font-weight: 400; white-space: nowrap; }
 tr.first > * { border-top: 2px solid var(--rule); padding-top: .5rem; }

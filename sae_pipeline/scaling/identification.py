@@ -32,13 +32,17 @@ def reason_before(form: LawForm, points: Points) -> str | None:
     return None
 
 
-def reason_after(law: Law, intervals: Intervals) -> str | None:
-    """Why a finished fit says nothing: no optimum, no irreducible term to be seen, an exponent of either sign."""
-    gone = _irreducible_gone(law)
-    if gone is not None:
-        return gone
+def reason_after_fit(law: Law) -> str | None:
+    """Why a fit is none: its irreducible term has run off to 0, or no optimum was reached."""
+    if _irreducible_gone(law):
+        return "the irreducible term is pinned at 0: the fit without it is as good"
     if not law.converged:
         return f"no start came to rest (objective {law.objective:.3g}): the points leave a direction open"
+    return None
+
+
+def reason_after_intervals(law: Law, intervals: Intervals) -> str | None:
+    """Why a fit says nothing: no irreducible term to be seen, an unbounded interval, an exponent of either sign."""
     for name, (low, high) in intervals.bounds.items():
         if name == "irreducible" and low == 0.0:
             return f"the 95 % interval of the irreducible term, [0, {high:.4g}], reaches 0: it may not be there"
@@ -51,11 +55,8 @@ def reason_after(law: Law, intervals: Intervals) -> str | None:
     return None
 
 
-def _irreducible_gone(law: Law) -> str | None:
+def _irreducible_gone(law: Law) -> bool:
     if not law.form.irreducible:
-        return None
+        return False
     log_e_m = law.form.designs(law.points.x_m, law.points.y_m)[1] @ law.theta_p[law.form.n_reducible :]
-    share = float(np.exp((log_e_m - law.points.log_value_m).max()))
-    if share > _NOT_THERE:
-        return None
-    return "the irreducible term is pinned at 0: the fit without it is as good"
+    return bool(np.exp((log_e_m - law.points.log_value_m).max()) <= _NOT_THERE)

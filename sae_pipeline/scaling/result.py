@@ -131,7 +131,8 @@ def audit_draft(source: Draft | Artefact) -> pd.DataFrame:
 def audit_frame(result: ScalingResult) -> pd.DataFrame:
     """One row per fit, or a single one named "no fit": fit_id, parameters, non_finite, outside_interval, and more.
 
-    `outside_interval` counts parameters whose value lies outside its own interval, which no sound fit has;
+    `outside_interval` counts parameters whose value lies outside its own profile interval, which no sound fit has (a
+    percentile of a bootstrap may well miss the estimate);
     `unexplained` (the same in every row) counts points left out without a reason, refusals without one, and groups of
     usable points (target, recipe) with neither fit nor refusal. Further: rms_log_residual, n_points, converged.
     """
@@ -141,6 +142,7 @@ def audit_frame(result: ScalingResult) -> pd.DataFrame:
         nothing |= {"rms_log_residual": 0.0, "n_points": 0, "converged": True}
         return pd.DataFrame([nothing | {"unexplained": _unexplained(result)}])
     outside = (fits["value"] < fits["ci_lo"]) | (fits["value"] > fits["ci_hi"])
+    outside &= fits["ci_method"].str.startswith("profile")
     non_finite = fits[["value", "ci_lo", "ci_hi"]].isna().any(axis=1)
     marked = fits.assign(outside_interval=outside, non_finite=non_finite)
     return marked.groupby("fit_id", sort=False, as_index=False).agg(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sae_pipeline.scaling.fitting import Law, Points, fit_law
 from sae_pipeline.scaling.forms import FORMS, FloatArray, LawForm
-from sae_pipeline.scaling.identification import reason_after, reason_before
+from sae_pipeline.scaling.identification import reason_after_fit, reason_after_intervals, reason_before
 from sae_pipeline.scaling.intervals import Intervals, intervals
 from sae_pipeline.scaling.result import (
     FIT_COLUMNS,
@@ -168,9 +168,12 @@ def _fit_group(group: _Group, config: ScalingConfig, seed: int) -> _Fitted | str
     if reason is not None:
         return reason
     law = fit_law(group.form, points)
+    reason = reason_after_fit(law)
+    if reason is not None:
+        return reason
     seeds = (seed, zlib.crc32(group.fit_id.encode()))
     found = intervals(law, config.intervals, resamples=config.resamples, seed=seeds)
-    reason = reason_after(law, found)
+    reason = reason_after_intervals(law, found)
     if reason is not None:
         return reason
     return _Fitted(group, law, found, _hold_out(group, config))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_pipeline.store import Artefact, Draft
-from sae_pipeline.tokens.layout import SHARD_CONTEXTS, SPLITS
 from sae_pipeline.tokens.read import Contexts, Tokens
+from sae_pipeline.tokens.schema import SHARD_CONTEXTS, SPLITS
 from sae_pipeline.tokens.split import HELD_OUT, TRAIN
 from sae_pipeline.tokens.tables import overlap_share
 

@@ -15,7 +15,9 @@ from sae_pipeline.store import Draft, PipelineError, Progress, silent
 from sae_pipeline.study import Corpus, TokensConfig
 from sae_pipeline.tokens.corpora import documents, is_hub
 from sae_pipeline.tokens.encoded import Encoded
-from sae_pipeline.tokens.layout import (
+from sae_pipeline.tokens.near_duplicates import near_duplicate_clusters
+from sae_pipeline.tokens.packing import Layout, Packed, count_rows, gather, pack
+from sae_pipeline.tokens.schema import (
     CHUNK_CONTEXTS,
     DOCUMENTS,
     LAYOUT,
@@ -24,9 +26,7 @@ from sae_pipeline.tokens.layout import (
     ids_array,
     index_array,
 )
-from sae_pipeline.tokens.near_duplicates import near_duplicate_clusters
-from sae_pipeline.tokens.packing import Layout, Packed, count_rows, gather, pack
-from sae_pipeline.tokens.select import Order, cut, permuted, row_budgets
+from sae_pipeline.tokens.select import cut, permuted, row_budgets
 from sae_pipeline.tokens.split import HELD_OUT, TRAIN, Candidates, order_key, split_documents
 from sae_pipeline.tokens.tables import Side, document_table, parquet_bytes, summarise
 from sae_pipeline.tokens.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def build_tokens(
     *,
     seed: int,
     root: Path,
-    split_list: Mapping[str, Sequence[str]] = {},
+    split_list: Mapping[str, Sequence[str]] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write ids, index and documents of both splits into `draft`; returns the summary.
@@ -61,7 +61,7 @@ def build_tokens(
         clusters = near_duplicate_clusters(encoded, threshold=config.split.jaccard, progress=progress)
         found = Candidates(encoded.names, encoded.corpora, clusters, encoded.n_tokens)
         needed = _needed(found, shares, config)
-        sides = np.asarray(split_documents(found, corpora, needed, seed=seed, split_list=split_list))
+        sides = np.asarray(split_documents(found, corpora, needed, seed=seed, split_list=split_list or {}))
         chosen = {split: _choose(split, encoded, sides, layout, config, shares, seed) for split in SPLITS}
         table = document_table(encoded, sides, clusters, chosen)
         for split in SPLITS:
@@ -142,17 +142,7 @@ def _choose(
     shares: Mapping[str, float],
     seed: int,
 ) -> Side:
-    members = np.flatnonzero(sides == split)
-    if split == HELD_OUT:
-        # A seeded order of whole documents: every prefix of the split is a fair sample of documents.
-        members = np.asarray(sorted(members.tolist(), key=lambda i: order_key(encoded.names[i], seed)))
-    packed = pack(encoded.n_tokens[members], layout)
-    packed = Packed(members[packed.document].astype(np.int32), packed.start, packed.length)
-    if split == TRAIN and packed.length.max() < layout.context:
-        raise PipelineError(
-            f"no document fills a context of {layout.context} tokens (the longest gives {packed.length.max()}); "
-            "lower tokens.context"
-        )
+    packed = _packed_side(split, encoded, sides, layout, seed)
     rows = count_rows(encoded.flat, encoded.offsets, packed, layout)
     names = list(shares)
     corpus_c = np.asarray([names.index(name) for name in encoded.corpora])[packed.document]
@@ -161,11 +151,25 @@ def _choose(
     if empty:
         raise PipelineError(f"corpus {', '.join(empty)} has no {split} rows; give it more documents or weight 0")
     budgets = row_budgets(available, shares, config.train if split == TRAIN else config.held_out)
-    order: Order = permuted(len(packed), seed) if split == TRAIN else np.arange(len(packed))
+    order = permuted(len(packed), seed) if split == TRAIN else np.arange(len(packed))
     kept = cut(order, rows, corpus_c, list(budgets.values()))
     if not kept.size:
         raise PipelineError(f"tokens.{split} is below one context of {layout.context} tokens; raise it")
     return Side(packed[kept], rows[kept], sum(available.values()))
+
+
+def _packed_side(split: str, encoded: Encoded, sides: NDArray[np.str_], layout: Layout, seed: int) -> Packed:
+    """All contexts of a split; held-out documents in a seeded order, so that any prefix is a fair sample of them."""
+    members = np.flatnonzero(sides == split)
+    if split == HELD_OUT:
+        members = np.asarray(sorted(members.tolist(), key=lambda i: order_key(encoded.names[i], seed)))
+    packed = pack(encoded.n_tokens[members], layout)
+    if split == TRAIN and packed.length.max() < layout.context:
+        raise PipelineError(
+            f"no document fills a context of {layout.context} tokens (the longest gives {packed.length.max()}); "
+            "lower tokens.context"
+        )
+    return Packed(members[packed.document].astype(np.int32), packed.start, packed.length)
 
 
 def _write_split(

@@ -68,7 +68,8 @@ def _may_hold(path: Path, field: str) -> bool:
     if kind_of(path) == ".txt":
         return True
     try:
-        next(_table(path, field), None)
+        with path.open("rb") as raw:
+            next(_table(path, raw, field), None)
     except NoField:
         return False
     except CorpusError:
@@ -78,15 +79,21 @@ def _may_hold(path: Path, field: str) -> bool:
 
 def read_files(files: dict[str, Path], field: str, *, progress: Progress = silent) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of every document: the file's name, or `<name>#<i>` where a file holds several."""
-    for done, (name, path) in enumerate(files.items()):
-        progress.update(done, len(files), "files")
-        yield from _read_file(name, path, field)
-    progress.update(len(files), len(files), "files")
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    done, total = 0, sum(sizes.values())
+    for name, path in files.items():
+        with path.open("rb") as raw:
+            for document in _read_file(name, path, raw, field):
+                yield document
+                at = sizes[name] if raw.closed else min(raw.tell(), sizes[name])
+                progress.update(done + at, total, "bytes")
+        done += sizes[name]
+    progress.update(total, total, "bytes")
 
 
-def _read_file(name: str, path: Path, field: str) -> Iterator[tuple[str, str]]:
+def _read_file(name: str, path: Path, raw: BinaryIO, field: str) -> Iterator[tuple[str, str]]:
     if kind_of(path) == ".txt":
-        texts = _txt(path)
+        texts = _txt(path, raw)
         first, second = next(texts, None), next(texts, None)
         if first is not None and second is None:
             yield name, first
@@ -94,16 +101,16 @@ def _read_file(name: str, path: Path, field: str) -> Iterator[tuple[str, str]]:
         head = [text for text in (first, second) if text is not None]
         yield from ((f"{name}#{i}", text) for i, text in enumerate(chain(head, texts)))
     else:
-        yield from ((f"{name}#{i}", text) for i, text in enumerate(_table(path, field)))
+        yield from ((f"{name}#{i}", text) for i, text in enumerate(_table(path, raw, field)))
 
 
-def _table(path: Path, field: str) -> Iterator[str]:
-    return _jsonl(path, field) if kind_of(path) == ".jsonl" else _parquet(path, field)
+def _table(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
+    return _jsonl(path, raw, field) if kind_of(path) == ".jsonl" else _parquet(path, raw, field)
 
 
-def _txt(path: Path) -> Iterator[str]:
+def _txt(path: Path, raw: BinaryIO) -> Iterator[str]:
     lines: list[str] = []
-    for line in _lines(path):
+    for line in _lines(path, raw):
         if line.strip() != SEPARATOR:
             lines.append(line)
             continue
@@ -113,8 +120,8 @@ def _txt(path: Path) -> Iterator[str]:
         yield "".join(lines)
 
 
-def _jsonl(path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), 1):
+def _jsonl(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path, raw), 1):
         if not line.strip():
             continue
         try:
@@ -126,11 +133,11 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
         yield text_of(record, field, f"{path}, line {number}")
 
 
-def _parquet(path: Path, field: str) -> Iterator[str]:
+def _parquet(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    with _opened(path) as file:
+    with _unzipped(path, raw) as file:
         try:
             table = parquet.ParquetFile(file)
         except arrow.ArrowInvalid as error:
@@ -155,8 +162,8 @@ def text_of(record: dict[str, Any], field: str, place: str) -> str:
     return value
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+def _lines(path: Path, raw: BinaryIO) -> Iterator[str]:
+    with _unzipped(path, raw) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
         try:
             for line in lines:
                 if "\0" in line:
@@ -167,16 +174,15 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        if path.suffix != ".gz":
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw) as file:
-            try:
-                yield cast(BinaryIO, file)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
+def _unzipped(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
+    if path.suffix != ".gz":
+        yield raw
+        return
+    with gzip.GzipFile(fileobj=raw) as file:
+        try:
+            yield cast(BinaryIO, file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
 
 
 def fingerprint_files(files: dict[str, Path]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_pipeline.store import Artefact, Draft, PipelineError, ShardedArray
-from sae_pipeline.tokens.layout import DOCUMENTS, LAYOUT, SPLITS, ids_array, index_array
 from sae_pipeline.tokens.packing import Layout
+from sae_pipeline.tokens.schema import DOCUMENTS, LAYOUT, SPLITS, ids_array, index_array
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,9 +17,10 @@ def audit_frame(draft: Draft, held_out_xd: Tensor) -> pd.DataFrame:
     """One row about the autoencoder a finished draft holds, read back from its files.
 
     Columns: autoencoder, recipe, n, d, k (n where the recipe fixes none: no token can have more), tokens,
-    tokens_expected (whole batches within the budget), skipped_steps, non_finite (weights), decoder_norm_error (largest |‖row‖ − 1|), normaliser, dead (share of the
-    latents at the end of training, by its window), and on the held-out normalised rows [rows, d]: nmse, mean_l0,
-    mean_l0_share (of k; 1 where the recipe fixes none), max_l0, silent, n_rows. nmse is NaN where a weight is not finite.
+    tokens_expected (whole batches within the budget), skipped_steps, non_finite (weights), decoder_norm_error (largest
+    |‖row‖ − 1|), normaliser, dead (share of the latents at the end of training, by its window), and on the held-out
+    normalised rows [rows, d]: nmse (NaN where a weight is not finite), mean_l0, mean_l0_share (of k; 1 where the
+    recipe fixes none), max_l0, silent, n_rows.
     """
     autoencoder = Autoencoder.load(draft.path)
     config, figures = autoencoder.config, draft.read_json(DONE)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_pipeline.embedded import loop
+from sae_pipeline.embedded import loop, train
 from sae_pipeline.embedded.bpe import END_OF_TEXT, encode, train_bpe
 from sae_pipeline.embedded.corpus import split_documents
 from sae_pipeline.embedded.measure import baselines, held_out_loss, training_flops
 from sae_pipeline.embedded.plan import Plan, batch_at
-from sae_pipeline.embedded.train import build
+from sae_pipeline.embedded.train import build, main
 from sae_pipeline.store import PipelineError
 from sae_pipeline.tokens import Document, stdlib_documents
 
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
-    return [document for document in stdlib_documents() if document.id.startswith(("json/", "email/"))]
+    return [document for document in stdlib_documents() if document.id.startswith(("json/", "email/mime", "wsgiref/"))]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,24 @@ def test_batches_cover_the_text_once_per_pass_in_another_order_each_pass() -> No
     assert batch_at(stream, plan, plan.first_long_step).shape == (4, 33)
 
 
+def test_baselines_are_distributions_with_the_stated_discount() -> None:
+    generator = np.random.default_rng(0)
+    stream, size = generator.integers(6, size=40), 7  # id 6 never occurs in training
+    unigram = (np.bincount(stream, minlength=size) + 1) / (stream.size + size)
+    expected = np.zeros((size, size))
+    for first in range(size):
+        counts = np.bincount(stream[1:][stream[:-1] == first], minlength=size)
+        seen = counts.sum()
+        kept = np.maximum(counts - 0.75, 0) / max(1, seen)
+        expected[first] = kept + (1 - kept.sum()) * unigram
+    np.testing.assert_allclose(expected.sum(axis=1), 1)
+    held_out = [generator.integers(size, size=30), generator.integers(size, size=20)]
+    pairs = np.concatenate([np.stack([ids[:-1], ids[1:]]) for ids in held_out], axis=1)
+    found = baselines(stream, held_out, size)
+    assert found["bigram"] == pytest.approx(-np.log(expected[pairs[0], pairs[1]]).mean(), rel=1e-12)
+    assert found["unigram"] == pytest.approx(-np.log(unigram[pairs[1]]).mean(), rel=1e-12)
+
+
 def test_flops_are_those_of_the_matrix_products() -> None:
     model = loop.new_model(TINY)
     products = sum(m.weight.numel() for m in model.modules() if type(m).__name__ in ("Conv1D", "Linear"))
@@ -193,3 +211,21 @@ def test_plans_that_cannot_work_are_refused() -> None:
         replace(TINY, batch_tokens=100)
     with pytest.raises(ValueError, match="one batch needs"):
         batch_at(np.arange(40), TINY, 0)
+
+
+def test_minutes_become_steps_once_and_a_restart_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def fake_build(documents: Any, plan: Plan, out_dir: Path, **options: Any) -> dict[str, Any]:
+        plans.append(plan)
+        return {"loss": {"nats_per_token": 1.0}}
+
+    fitting = iter([100, 200])
+    monkeypatch.setattr(train, "build", fake_build)
+    monkeypatch.setattr(train, "stdlib_documents", lambda: [])
+    monkeypatch.setattr(train, "_steps_in", lambda minutes, seed: next(fitting))
+    arguments = ["--out", str(tmp_path / "m"), "--minutes", "3", "--seed", "5"]
+    assert main(arguments) == main(arguments) == 0
+    assert plans == [Plan(steps=100, seed=5)] * 2
+    with pytest.raises(SystemExit, match="holds a run started with"):
+        main([*arguments[:-1], "6"])

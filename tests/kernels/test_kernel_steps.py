@@ -7,7 +7,7 @@ from kernel_doubles import D, N, make_batch, make_optimiser, make_state, relu_ob
 from sae_pipeline.kernels import cpu, reference, train_step
 from sae_pipeline.kernels.activations import positive_topk
 
-SPARSE = {"silent": 36, "shift": 4.0}  # latents of which fewer than an eighth fire: the ReLU step goes sparse
+SPARSE = {"silent": 36, "shift": 4.0}  # latents of which fewer than a fifth fire: the ReLU step goes sparse
 CASES = {
     "topk with selection among the dead": (topk_objective(), {"silent": 20}, {}),
     "topk with more aux slots than dead": (topk_objective(auxk_k=30), {"silent": 20}, {}),

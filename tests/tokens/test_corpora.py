@@ -185,11 +185,31 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyP
     import datasets
     import huggingface_hub
 
+    class NoRoute(Exception):
+        """As the hub's client raises them: with no built-in base but Exception."""
+
     def offline(*args: Any, **options: Any) -> None:
-        raise ConnectionError("no route to host")
+        raise NoRoute("no route to host")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     monkeypatch.setattr(datasets, "load_dataset", offline)
     for revision in (None, "d" * 40):  # resolving fails, or only reading does
         with pytest.raises(CorpusError, match=r"hf:org/name cannot be read.*local \.txt"):
             read("hf:org/name", tmp_path, revision=revision)
+
+
+def test_progress_counts_bytes_up_to_all_of_them(tmp_path: Path) -> None:
+    seen: list[tuple[float, float, str]] = []
+
+    class Seen:
+        def update(self, done: float, total: float, unit: str, **info: object) -> None:
+            seen.append((done, total, unit))
+
+    write_jsonl(tmp_path / "a.jsonl", ["word " * 400] * 50)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text\n<|endoftext|>\ntext"))
+    n_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(list(documents(corpus(tmp_path), root=tmp_path, progress=Seen()))) == 52
+    assert seen[-1] == (n_bytes, n_bytes, "bytes")
+    assert {total for _, total, _ in seen} == {n_bytes}
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert len({done for done, _, _ in seen}) > 5

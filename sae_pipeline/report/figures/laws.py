@@ -129,7 +129,7 @@ def _finish(upper: Axes, lower: Axes | None, sizes: list[float], target: str) ->
         lower.set_ylabel("fit − measured\n(log, %)")
         lower.axhline(0, color=MUTED, linewidth=0.9)
         lower.margins(y=0.2)
-        reach = max(1.0, *np.abs(lower.get_ylim()))
+        reach = max(0.1, *np.abs(lower.get_ylim()))
         lower.set_ylim(-reach, reach)
         plain_axis(lower, "y")
         lowest = lower

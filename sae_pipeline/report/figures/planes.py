@@ -54,7 +54,7 @@ def plane(matched: pd.DataFrame, quantity: str = "nmse", *, ring: str | None = N
                 ends.append((float(last["l0"]), float(last[quantity]), f"{n:,.0f}", colours[n]))
         if ring is not None:
             _ring(axes, known, quantity, ring)
-        _finish(figure, axes, known, quantity)
+        _finish(axes, known, quantity)
         _legend(axes, recipes, ring if ring in set(known["autoencoder"]) else None)
         figure.draw_without_rendering()
         label_ends(axes, ends)
@@ -92,7 +92,7 @@ def _ring(axes: Axes, known: pd.DataFrame, quantity: str, key: str) -> None:
         )
 
 
-def _finish(figure: Figure, axes: Axes, known: pd.DataFrame, quantity: str) -> None:
+def _finish(axes: Axes, known: pd.DataFrame, quantity: str) -> None:
     shown = QUANTITIES[quantity]
     axes.set_xlabel("L0 (active latents per token)")
     axes.set_ylabel(f"{shown.label} ({shown.unit})" if shown.unit else shown.label)

@@ -161,11 +161,10 @@ def plain_axis(axes: Axes, which: str) -> None:
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 10.5) -> None:
     """Write (x, y, text, colour) labels to the right of line ends, moved apart vertically by `gap` points.
 
-    Call when the limits of the axes are final.
+    Call when the limits of the axes are final and the figure has been laid out (`draw_without_rendering`).
     """
     if not ends:
         return
-    axes.figure.canvas.draw_idle()
     per_point = axes.figure.dpi / 72.0
     pixels = axes.transData.transform([(x, y) for x, y, _, _ in ends]) / per_point
     moved = _spread(pixels[:, 1], gap)

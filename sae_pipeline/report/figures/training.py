@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from sae_pipeline.report.figures.panels import small_multiples
 from sae_pipeline.report.figures.style import (
-    ACCENT,
     INK,
     log_axis,
     message,
@@ -26,7 +25,7 @@ def error_curves(training: Mapping[str, pd.DataFrame], autoencoders: pd.DataFram
         training: by autoencoder key, a frame with tokens and nmse (rows without a value are skipped).
         autoencoders: autoencoder, n; k where the recipe has one. Keys absent from `training` are left out.
     """
-    return _overlay(training, autoencoders, "nmse", "NMSE (training stream)", log=True)
+    return _overlay(training, autoencoders, "nmse", log=True)
 
 
 def dead_curves(training: Mapping[str, pd.DataFrame], autoencoders: pd.DataFrame) -> Figure:
@@ -34,37 +33,44 @@ def dead_curves(training: Mapping[str, pd.DataFrame], autoencoders: pd.DataFrame
 
     The column `dead` holds shares in [0, 1].
     """
-    return _overlay(training, autoencoders, "dead", "dead latents (share)", log=False)
+    return _overlay(training, autoencoders, "dead", log=False)
 
 
-def training_curve(frame: pd.DataFrame, quantity: str, *, held_out: str | None = None) -> Figure:
-    """One autoencoder's `quantity` ("nmse", "dead", "l0", "lr") against tokens; `held_out` names a second column."""
-    labels = {"nmse": "NMSE", "dead": "dead latents (share)", "l0": "L0 (latents per token)", "lr": "learning rate"}
+def training_curve(frame: pd.DataFrame, quantity: str) -> Figure:
+    """One autoencoder's `quantity` ("nmse", "dead", "l0" or "lr") against tokens."""
+    label = _LABELS[quantity]
     known = frame.dropna(subset=[quantity])
     if known.empty:
-        return message(f"No training record of {labels.get(quantity, quantity)} yet.")
+        return message(f"No training record of {label} yet.")
     with styled():
         figure = new_figure(5.0, 3.0)
         axes = figure.add_subplot()
-        axes.plot(known["tokens"], known[quantity], color=INK, label="training stream")
-        if held_out is not None and held_out in frame and frame[held_out].notna().any():
-            rows = frame.dropna(subset=[held_out])
-            axes.plot(rows["tokens"], rows[held_out], color=ACCENT, marker="o", markersize=3, label="held out")
-            axes.legend()
+        axes.plot(known["tokens"], known[quantity], color=INK)
         axes.set_xlabel("training tokens")
-        axes.set_ylabel(labels.get(quantity, quantity))
-        log_axis(axes, "x")
-        if quantity == "nmse" and (known[quantity] > 0).all():
-            log_axis(axes, "y")
-        else:
-            axes.set_ylim(bottom=0)
-            plain_axis(axes, "y")
+        axes.set_ylabel(label)
+        _scale(axes, log=quantity == "nmse" and bool((known[quantity] > 0).all()))
     return figure
 
 
-def _overlay(
-    training: Mapping[str, pd.DataFrame], autoencoders: pd.DataFrame, column: str, label: str, *, log: bool
-) -> Figure:
+_LABELS = {
+    "nmse": "NMSE (training stream)",
+    "dead": "dead latents (share)",
+    "l0": "L0 (latents per token)",
+    "lr": "learning rate",
+}
+
+
+def _scale(axes: Axes, *, log: bool) -> None:
+    log_axis(axes, "x")
+    if log:
+        log_axis(axes, "y")
+    else:
+        axes.set_ylim(bottom=0)
+        plain_axis(axes, "y")
+
+
+def _overlay(training: Mapping[str, pd.DataFrame], autoencoders: pd.DataFrame, column: str, *, log: bool) -> Figure:
+    label = _LABELS[column]
     curves = {key: frame.dropna(subset=[column]) for key, frame in training.items() if column in frame}
     curves = {key: frame for key, frame in curves.items() if not frame.empty}
     described = autoencoders[autoencoders["autoencoder"].isin(list(curves))]
@@ -80,10 +86,5 @@ def _overlay(
         figure = small_multiples(described, draw, x_label="training tokens", y_label=label)
         positive = min(float(frame[column].min()) for frame in curves.values()) > 0
         for axes in figure.axes:
-            log_axis(axes, "x")
-            if log and positive:
-                log_axis(axes, "y")
-            else:
-                axes.set_ylim(bottom=0)
-                plain_axis(axes, "y")
+            _scale(axes, log=log and positive)
     return figure
