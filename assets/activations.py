@@ -72,7 +72,7 @@ def _show_activations(workspace: Workspace, artefact: Artefact) -> Mapping[str, 
 ACTIVATIONS = Stage(
     asset="activations",
     group="activations",
-    description="Activations of the training split at each site, in Zarr shards; several sites in one early-stopped pass.",
+    description="Activations of the training split in Zarr shards; several sites share one early-stopped pass.",
     deps=("tokens",),
     by="site",
     make=_make_activations,
@@ -141,7 +141,7 @@ def _show_evaluation_set(workspace: Workspace, artefact: Artefact) -> Mapping[st
 EVALUATION_SET = Stage(
     asset="evaluation_set",
     group="activations",
-    description="Held-out documents in order with exact residuals, clean losses and ablation references; depends on no autoencoder.",
+    description="Held-out documents with exact residuals, clean losses and ablation references; knows no autoencoder.",
     deps=("tokens",),
     by="site",
     make=_make_evaluation_set,

@@ -100,7 +100,7 @@ def _show(workspace: Workspace, artefact: Artefact) -> Mapping[str, Any]:
 AUTOENCODER = Stage(
     asset="autoencoder",
     group="autoencoders",
-    description="One sparse autoencoder per site and key; a range trains as one sweep over one read of the activations.",
+    description="One sparse autoencoder per site and key; a range trains as one sweep over one read of the data.",
     deps=("dataset", "evaluation_set"),
     by="autoencoder",
     make=_make,

@@ -75,7 +75,7 @@ def _show(workspace: Workspace, artefact: Artefact) -> Mapping[str, Any]:
 DATASET = Stage(
     asset="dataset",
     group="dataset",
-    description="Merged statistics, normaliser and seeded read order: a view of the shards that hands out training batches.",
+    description="Statistics, normaliser and seeded read order: a view of the shards that hands out batches.",
     deps=("activations", "tokens"),
     by="site",
     make=_make,

@@ -243,7 +243,7 @@ def _place_champion(workspace: Workspace, artefact: Artefact) -> None:
 CHAMPION = Stage(
     asset="champion",
     group="evaluation",
-    description="Compares a new version of an autoencoder with the best so far, paired over documents; moves best.json.",
+    description="Compares a new version of an autoencoder with the best so far, paired; moves best.json.",
     deps=("eval_reconstruction", "autoencoder", "evaluation_set"),
     by="autoencoder",
     make=_make_champion,

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from sae_pipeline.planning.lineage import Node
     from sae_pipeline.subjects import Subject
 
-# Dagster stamps every key of a range run alike when an output is yielded. With this entry in the output's metadata it
-# logs nothing itself, so that our own event per key, each with its data version, is the only one (see docs/orchestration.md).
+# Dagster stamps every key of a range run alike when an output is yielded. With this entry in the output's metadata
+# it logs nothing itself, so that our own event per key, each with its data version, is the only one
+# (see docs/orchestration.md).
 _LOG_NO_EVENT = {"__source_asset_observation__": True}
 
 Metadata = Mapping[str, Any]
@@ -265,7 +266,7 @@ class _Run:
         )
 
     def _checks(self, node: "Node", verdicts: Sequence[Verdict], single: bool) -> Iterator[Any]:
-        """A result per check: yielded in a single run, logged with its partition in a range run, which Dagster cannot do."""
+        """A result per check: yielded in a single run, logged with its partition in a range run (Dagster has none)."""
         for name, severity in (("integrity", "block"), ("signatures", "warn")):
             chosen = [verdict for verdict in verdicts if verdict.severity == severity]
             passed = all(verdict.passed for verdict in chosen)

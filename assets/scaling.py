@@ -78,7 +78,7 @@ def copy_files(artefact: Artefact, folder: Any, suffix: str) -> None:
 SCALING_LAWS = Stage(
     asset="scaling_laws",
     group="scaling",
-    description="L(N) per k and joint L(N, K), each with and without an irreducible term, with intervals, or a reasoned refusal.",
+    description="L(N) per k and joint L(N, K), with and without an irreducible term: intervals, or a reasoned refusal.",
     deps=("evaluation_table",),
     by="site",
     make=_make_laws,

@@ -77,7 +77,7 @@ def _show(workspace: Workspace, artefact: Artefact) -> Mapping[str, Any]:
 TOKENS = Stage(
     asset="tokens",
     group="tokens",
-    description="Documents, split by near-duplicate cluster and packed into contexts; training contexts permuted by seed.",
+    description="Documents, split by near-duplicate cluster, packed into contexts; training contexts permuted.",
     deps=(),
     by="study",
     make=_make,

@@ -89,7 +89,7 @@ class ValidatorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def _comparable(frames: Mapping[str, pd.DataFrame], rules: Sequence[Rule]) -> pd.DataFrame:
-    """One frame with a row number. Great Expectations passes over missing values; a NaN here fails, so it turns infinite."""
+    """One frame with a row number; missing values, which Great Expectations passes over, become infinite and fail."""
     import pandas as pd
 
     columns = [name for rule in rules for name in (rule.column, rule.equals, rule.at_most) if name]

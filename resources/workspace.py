@@ -70,10 +70,16 @@ class Workspace:
 
     @cached_property
     def lineage(self) -> Lineage:
-        """The graph of the study; looks at the subject and the corpora once."""
+        """The graph of the study; looks at the subject and the corpora once.
+
+        Raises:
+            PipelineError: the study asks for what cannot be done, or the subject or a corpus cannot be used.
+        """
         from sae_pipeline.planning.facts import gather_facts
         from sae_pipeline.planning.lineage import Lineage
+        from sae_pipeline.planning.support import refuse_unsupported
 
+        refuse_unsupported(self.study)
         return Lineage(self.study, gather_facts(self.study, self.root))
 
     def artefact(self, name: str) -> Artefact:

@@ -114,10 +114,13 @@ def plan(options: argparse.Namespace) -> int:
     """Print the plan of a study."""
     from sae_pipeline.planning.facts import gather_or_declare
     from sae_pipeline.planning.plan import make_plan, render_plan
+    from sae_pipeline.planning.support import unsupported
 
     workspace = _workspace()
     facts, declared = gather_or_declare(workspace.study, workspace.root)
     print(render_plan(make_plan(workspace.study, facts), declared=declared))
+    for setting in unsupported(workspace.study):
+        print(f"not in this version: {setting}")
     return 0
 
 

@@ -216,7 +216,6 @@ def matching_nodes(lineage: Lineage, key: str) -> list[Node]:
     if not found:
         names = list(lineage.nodes) + [name.rsplit("/", 1)[-1] for name in lineage.nodes]
         near = difflib.get_close_matches(key, names, n=3, cutoff=0.3)
-        raise PipelineError(
-            f"nothing in study {lineage.study.study!r} is named {key!r}; near: {', '.join(dict.fromkeys(near)) or 'nothing'}"
-        )
+        nearest = ", ".join(dict.fromkeys(near)) or "nothing"
+        raise PipelineError(f"nothing in study {lineage.study.study!r} is named {key!r}; near: {nearest}")
     return found

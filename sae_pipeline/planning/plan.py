@@ -163,22 +163,23 @@ def measured_gemm_flops(size: int = 1024, budget_s: float = 0.2) -> float:
 
 def render_plan(plan: Plan, *, declared: bool = False) -> str:
     """The plan as a table for a terminal; `declared` says that the subject was not looked at."""
-    lines = [
-        f"Study {plan.study}" + ("  (subject not reachable: sizes as the study declares them)" if declared else "")
-    ]
-    lines += [f"  site {site}" for site in plan.sites]
-    lines.append(f"{'':34}{'partitions':>11}{'tokens':>10}{'on disk':>10}{'FLOP':>10}")
-    lines += [
-        f"{row.what:34}{row.partitions:>11,}{_human(row.tokens):>10}{_human(row.bytes_) + 'B':>10}{_human(row.flops):>10}"
-        for row in plan.rows
-    ]
-    lines.append(
-        f"{'all':34}{sum(row.partitions for row in plan.rows):>11,}{'':>10}{_human(plan.bytes_) + 'B':>10}{_human(plan.flops):>10}"
+    note = "  (subject not reachable: sizes as the study declares them)" if declared else ""
+    total = Row("all", sum(row.partitions for row in plan.rows), 0, plan.bytes_, plan.flops)
+    return "\n".join(
+        [
+            f"Study {plan.study}{note}",
+            *(f"  site {site}" for site in plan.sites),
+            f"{'':34}{'partitions':>11}{'tokens':>10}{'on disk':>10}{'FLOP':>10}",
+            *(_line(row) for row in (*plan.rows, total)),
+            f"peak memory about {_human(plan.memory_bytes)}B; time about {_duration(plan.seconds)} "
+            f"at {_human(plan.flops_per_s)}FLOP/s on this machine",
+        ]
     )
-    lines.append(
-        f"peak memory about {_human(plan.memory_bytes)}B; time about {_duration(plan.seconds)} at {_human(plan.flops_per_s)}FLOP/s on this machine"
-    )
-    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    tokens = _human(row.tokens) if row.tokens else ""
+    return f"{row.what:34}{row.partitions:>11,}{tokens:>10}{_human(row.bytes_) + 'B':>10}{_human(row.flops):>10}"
 
 
 def _human(value: float) -> str:

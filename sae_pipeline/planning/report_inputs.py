@@ -84,7 +84,8 @@ class _Reader:
         from sae_pipeline.activations import audit_frame
 
         table = self.artefact(f"evaluation_table/{site}")
-        saes, metrics, curves = (pd.read_parquet(table.file(f"{name}.parquet")) for name in ("saes", "metrics", "curves"))
+        names = ("saes", "metrics", "curves")
+        saes, metrics, curves = (pd.read_parquet(table.file(f"{name}.parquet")) for name in names)
         activations = self.artefact(f"activations/{site}")
         windows = {spec.dead_after_tokens for spec in self._lineage.specs_at(site).values()}
         return SiteInputs(

@@ -32,8 +32,13 @@ def gate_table(gates: pd.DataFrame) -> Markup:
 
 def _missed(row: "pd.Series[str]", word: str) -> Markup:
     where = f" at {row['where']}" if pd.notna(row["where"]) and row["where"] else None
-    value = number(row["value"]) if pd.notna(row["value"]) else MISSING
-    return _row(str(row["node"]), row, join(value, tag("span", where, class_="where") if where else None), word, 1)
+    return _row(
+        str(row["node"]),
+        row,
+        join(_value(row["value"]), tag("span", where, class_="where") if where else None),
+        word,
+        1,
+    )
 
 
 def _passed(group: pd.DataFrame) -> Markup:
@@ -55,13 +60,17 @@ def _row(name: str, row: "pd.Series[str]", value: Child, word: str, artefacts: i
     )
 
 
+def _value(value: object) -> str:
+    """A number, a text, or "none" for an empty one."""
+    if value is None or value != value:
+        return MISSING
+    return number(value) or "none"
+
+
 def _range(values: "pd.Series[float]") -> str:
     """The smallest and the largest value, or the distinct texts."""
-    known = values.dropna()
-    if known.empty:
-        return MISSING
-    as_numbers = pd.to_numeric(known, errors="coerce")
+    as_numbers = pd.to_numeric(values, errors="coerce")
     if as_numbers.isna().any():
-        return ", ".join(dict.fromkeys(str(value) for value in known))
+        return ", ".join(dict.fromkeys(_value(value) for value in values))
     low, high = number(as_numbers.min()), number(as_numbers.max())
     return low if low == high else f"{low} … {high}"

@@ -138,7 +138,7 @@ def _data(inputs: ReportInputs) -> Markup:
     parts = [tag("h3", "Tokens"), facts_table(inputs.tokens)]
     if inputs.documents is not None and not inputs.documents.empty:
         caption = "Lengths of the documents of each split, in tokens."
-        lengths = drawn(figures.document_lengths(inputs.documents), "documents", caption, half=True)
+        lengths = drawn(figures.document_lengths(inputs.documents), "documents", caption)
         parts.append(tag("div", lengths, class_="figures"))
     for place, site in enumerate(inputs.sites):
         parts += [tag("h3", site.site), facts_table(site.data)]
@@ -147,8 +147,8 @@ def _data(inputs: ReportInputs) -> Markup:
             parts.append(
                 tag(
                     "div",
-                    drawn(norms, f"norms-{place}", "Mean norm of the raw activations, by shard.", half=True),
-                    drawn(spread, f"spread-{place}", "Spread of the raw activations, by shard.", half=True),
+                    drawn(norms, f"norms-{place}", "Mean norm of the raw activations, by shard."),
+                    drawn(spread, f"spread-{place}", "Spread of the raw activations, by shard."),
                     class_="figures",
                 )
             )

@@ -39,9 +39,9 @@ def site_topics(site: SiteInputs, place: int) -> list[Topic]:
     ]
 
 
-def drawn(figure: Figure, name: str, caption: str, *, half: bool = False) -> Markup:
-    """A figure as inline SVG with its caption; `half` keeps it at half the width of the page."""
-    return tag("figure", Markup(figures.svg(figure, name)), tag("figcaption", caption), class_="half" if half else None)
+def drawn(figure: Figure, name: str, caption: str | None = None) -> Markup:
+    """A figure as inline SVG with its caption."""
+    return tag("figure", Markup(figures.svg(figure, name)), tag("figcaption", caption) if caption else None)
 
 
 def absent(text: str) -> Markup:
@@ -57,7 +57,7 @@ def _planes(matched: pd.DataFrame, prefix: str) -> Markup:
         "Lower and further left is better. Hover for keys."
     )
     planes = (
-        drawn(figures.plane(matched, name), f"{prefix}-plane-{name}", caption if name == "nmse" else spliced, half=True)
+        drawn(figures.plane(matched, name), f"{prefix}-plane-{name}", caption if name == "nmse" else spliced)
         for name, spliced in (
             ("nmse", ""),
             ("dce", "ΔCE: rise of the subject's loss with the reconstruction spliced in."),
@@ -65,8 +65,9 @@ def _planes(matched: pd.DataFrame, prefix: str) -> Markup:
     )
     note = (
         "Equal k stand together. ± is half the 95 % interval; bold marks the lowest NMSE and ΔCE of each k. "
-        "EV: explained variance; rec.: share of the loss recovered against zero and mean ablation; "
-        "hover over a value for its interval's origin or for the reason why it is missing."
+        "EV: explained variance; rec.: share of the loss recovered against zero and mean ablation; dead: at the end of "
+        "training; silent@T: never fired on the held-out tokens; dense: share of L0 in latents that fire on over 10 % "
+        "of them. Hover over a value for what it rests on or why it is missing."
     )
     return join(
         tag("div", *planes, class_="figures"),
@@ -79,15 +80,15 @@ def _planes(matched: pd.DataFrame, prefix: str) -> Markup:
 def _laws(scaling: ScalingResult | None, prefix: str) -> Markup:
     if scaling is None or scaling.points.empty:
         return absent("No law has been fitted yet.")
-    caption = (
-        "Lines are the preferred fits, bands their 95 % intervals. A hollow marker is what the same law, fitted "
-        "without the largest n, predicts there. Below: residuals."
-    )
     shown = [
-        drawn(figures.laws(scaling, target, form=form), f"{prefix}-{target}-{form.lower()}", caption, half=True)
+        drawn(figures.laws(scaling, target, form=form), f"{prefix}-{target}-{form.lower()}")
         for target, form in _worth_drawing(scaling)
     ]
-    parts = [tag("div", *shown, class_="figures")]
+    note = (
+        "Where a law was accepted, lines are the preferred fits and bands their 95 % intervals, with residuals below; "
+        "a hollow marker is what the same law, fitted without the largest n, predicts there."
+    )
+    parts = [tag("div", *shown, class_="figures"), tag("p", note, class_="note")]
     if scaling.fits.empty:
         parts.append(absent("No law was accepted; the reasons are below."))
     else:
@@ -99,9 +100,9 @@ def _laws(scaling: ScalingResult | None, prefix: str) -> Markup:
 
 _LAWS_NOTE = (
     "Brackets are 95 % intervals; the held-out error is that of predicting the largest n from the others. The joint "
-    "law is exp(α + β_k ln k + β_n ln n + γ ln k ln n), with e(k) = exp(ζ + η ln k). “At centre” means at the geometric "
-    "mean of the sizes (and k) fitted, where the points are; α and single exponents of the joint law hold at n = k = 1, "
-    "far outside them. A faint row extrapolates worse than the same law with or without its irreducible term e."
+    "law is exp(α + β_k ln k + β_n ln n + γ ln k ln n), with e(k) = exp(ζ + η ln k). “At centre” means at the "
+    "geometric mean of the sizes (and k) fitted, where the points are; α and single exponents of the joint law hold at "
+    "n = k = 1, far outside them. A faint row extrapolates worse than the same law with or without its term e."
 )
 
 

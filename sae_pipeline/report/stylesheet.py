@@ -29,11 +29,11 @@ p { margin: .4rem 0 .8rem; max-width: 52rem; }
 .note, figcaption { font-size: 13px; max-width: 52rem; }
 a { color: var(--link); }
 code { font: 12px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 1.1rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.8rem, 1fr)); gap: .6rem; margin: 1.1rem 0; }
 .tile { background: var(--wash); border-radius: 8px; padding: .6rem .8rem; min-width: 0; }
 .tile b { display: block; font-size: 1.3rem; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; }
-.tile b.text { font-size: 1rem; line-height: 1.6; }
+.tile b.text { font-size: .92rem; line-height: 1.77; }
 .tile span { color: var(--muted); font-size: 12.5px; display: block; line-height: 1.35; }
 ul.sense { list-style: none; padding: 0; margin: .8rem 0 1.2rem; }
 ul.sense li { padding: .1rem 0; }
@@ -41,7 +41,6 @@ ul.sense b { display: inline-block; min-width: 5.2rem; font-variant-numeric: tab
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 1rem 1.6rem; }
 figure { margin: .4rem 0 1rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; }
-figure.half svg { max-width: 38rem; }
 figure svg text {
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
 .scroll { overflow-x: auto; margin: .5rem 0 1rem; }

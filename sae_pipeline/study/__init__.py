@@ -11,7 +11,6 @@ from sae_pipeline.study.models import (
     DatasetConfig,
     EvaluationConfig,
     Gates,
-    Part,
     ScalingConfig,
     SiteConfig,
     Study,
@@ -19,6 +18,7 @@ from sae_pipeline.study.models import (
     TokensConfig,
     TrainingConfig,
 )
+from sae_pipeline.study.parts import Part
 
 __all__ = [
     "VERSIONS",

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sae_pipeline.study.keys import Site, autoencoder_key, split_site
-from sae_pipeline.study.models import EXECUTION_ONLY, AutoencoderDefaults, Grid, Part, Study
+from sae_pipeline.study.models import AutoencoderDefaults, Grid, Study
+from sae_pipeline.study.parts import EXECUTION_ONLY, Part
 
 
 class AutoencoderSpec(Part):
@@ -112,7 +113,8 @@ def _spec(
     window = settings.dead_after_tokens or max(settings.batch, min(10_000_000, settings.tokens // 20))
     if window >= settings.tokens:
         raise ValueError(
-            f"autoencoder {key}: dead_after_tokens = {window:,} is no shorter than the run of {settings.tokens:,} tokens, "
+            f"autoencoder {key}: dead_after_tokens = {window:,} is no shorter than the run of {settings.tokens:,} "
+            "tokens, "
             "so no latent could ever count as dead; shorten it"
         )
     auxk = settings.auxk if k is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,19 @@ from sae_pipeline.study.models import Study
 
 class StudyError(PipelineError):
     """A study that cannot be read; the message says what to change."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `on`, `off`, `yes` and `no` are words, as in YAML 1.2, and not switches."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -45,7 +59,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         others = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise StudyError(f"there is no study at {path}; known here: {', '.join(others) or 'none'}") from None
@@ -61,7 +75,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if not separator:
         raise StudyError(f"--set {text!r}: write key=value, e.g. tokens.train=500k")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"--set {text!r}: the value is not YAML: {error}") from None
     *parents, last = _steps(dotted.strip())

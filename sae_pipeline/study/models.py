@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
+from pydantic import BeforeValidator, Field, model_validator
 
-from sae_pipeline.study.keys import SAFE_KEY, split_site
-from sae_pipeline.study.quantities import Bytes, Count, Ratio, Seconds
-
-EXECUTION_ONLY: JsonDict = {"execution_only": True}
-"""Marks a field that cannot change a result (device, micro-batch, paths): it stays out of every identity."""
-
-
-class Part(BaseModel):
-    """Base of every part: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    def determining(self) -> dict[str, Any]:
-        """Return the JSON values of the fields that determine results, nested parts included."""
-        kept: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("execution_only"):
-                continue
-            kept[name] = _determining(getattr(self, name))
-        return kept
-
-
-def _determining(value: Any) -> Any:
-    if isinstance(value, Part):
-        return value.determining()
-    if isinstance(value, list | tuple):
-        return [_determining(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _determining(item) for key, item in value.items()}
-    return value
-
-
-def _safe_name(value: str) -> str:
-    if not SAFE_KEY.match(value):
-        raise ValueError(f"{value!r} may hold letters, digits, '.', '_' and '-' only")
-    return value
-
-
-def _one_or_many(value: object) -> object:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-Name = Annotated[str, BeforeValidator(_safe_name)]
-Counts = Annotated[tuple[Count, ...], BeforeValidator(_one_or_many)]
-Ratios = Annotated[tuple[Ratio, ...], BeforeValidator(_one_or_many)]
+from sae_pipeline.study.ahead import Budget, EvaluationSource, Outliers, Retain, Retrain, StopRule
+from sae_pipeline.study.keys import split_site
+from sae_pipeline.study.parts import (
+    EXECUTION_ONLY,
+    Bytes,
+    Count,
+    Counts,
+    Name,
+    Part,
+    Ratio,
+    Ratios,
+    Seconds,
+    one_or_many,
+)
 
 
 class SubjectShape(Part):
@@ -91,6 +59,7 @@ class Corpus(Part):
     revision: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     weight: Ratio = 1.0
     tokens: Count | None = None
+    since: date | None = None
 
 
 class SplitConfig(Part):
@@ -124,6 +93,9 @@ class ActivationsConfig(Part):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_tokens: Count = 65_536
     micro_batch: Count = Field(default=64, json_schema_extra=EXECUTION_ONLY)
+    retain: Literal["all", "none"] | Retain = Field(default="all", json_schema_extra=EXECUTION_ONLY)
+    statistics_prefix: Count | None = None
+    outliers: Outliers | None = None
 
 
 class DatasetConfig(Part):
@@ -174,7 +146,7 @@ class AutoencoderDefaults(Part):
     auxk: AuxK | None = AuxK()
     dead_after_tokens: Count | None = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_many)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(one_or_many)] = (0,)
 
 
 class Grid(Part):
@@ -188,7 +160,7 @@ class Grid(Part):
     sites: tuple[str, ...] | None = None
     tag: Name | None = None
     prefixes: tuple[Count, ...] | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_many)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(one_or_many)] | None = None
     batch: Count | None = None
     tokens: Count | None = None
     lr: LearningRate | None = None
@@ -214,10 +186,13 @@ class Autoencoders(Part):
 
 
 class TrainingConfig(Part):
-    """How training runs; nothing here changes a result."""
+    """How training runs."""
 
     checkpoint_every: Seconds = Field(default=60.0, json_schema_extra=EXECUTION_ONLY)
     memory: Bytes | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    milestones: Literal["log2"] | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    stop_if: StopRule | None = None
+    log: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), json_schema_extra=EXECUTION_ONLY)
 
 
 class Bootstrap(Part):
@@ -227,14 +202,18 @@ class Bootstrap(Part):
     resamples: Count = 2000
 
 
+def _core_metrics() -> dict[str, dict[str, Any]]:
+    return {"reconstruction": {}, "density": {}, "downstream": {}}
+
+
 class EvaluationConfig(Part):
-    """Held-out rows to evaluate on, the metrics with their parameters, and the bootstrap."""
+    """Held-out rows to evaluate on, the metrics with their parameters, the bootstrap, and controls beside them."""
 
     tokens: Count = 100_000
     bootstrap: Bootstrap = Bootstrap()
-    metrics: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {"reconstruction": {}, "density": {}, "downstream": {}}
-    )
+    metrics: dict[str, dict[str, Any]] = Field(default_factory=_core_metrics)
+    sets: dict[Name, EvaluationSource] | None = None
+    controls: tuple[Literal["gaussian_cov", "random_weights_subject"], ...] = ()
 
     @model_validator(mode="after")
     def _reconstruction_is_always_measured(self) -> EvaluationConfig:
@@ -247,7 +226,7 @@ class ScalingConfig(Part):
     """Which laws to fit to which targets, and how intervals and the hold-out check are made."""
 
     targets: tuple[Literal["nmse", "dce"], ...] = ("nmse", "dce")
-    forms: tuple[Literal["L_N", "L_NK"], ...] = ("L_N", "L_NK")
+    forms: tuple[Literal["L_N", "L_NK", "table"], ...] = ("L_N", "L_NK")
     irreducible: Literal["auto", "with", "without"] = "auto"
     intervals: Literal["profile", "bootstrap"] = "profile"
     hold_out: Literal["largest_n", "none"] = "largest_n"
@@ -266,6 +245,7 @@ class ReportConfig(Part):
     """The static HTML page."""
 
     title: str | None = None
+    compare_with: Literal["previous"] | None = None
 
 
 class Study(Part):
@@ -284,6 +264,8 @@ class Study(Part):
     evaluation: EvaluationConfig = EvaluationConfig()
     scaling: ScalingConfig = ScalingConfig()
     gates: Gates = Gates()
+    retrain: Retrain | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    budget: Budget | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     report: ReportConfig = Field(default=ReportConfig(), json_schema_extra=EXECUTION_ONLY)
 
     @model_validator(mode="after")

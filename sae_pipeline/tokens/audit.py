@@ -23,7 +23,7 @@ def audit_frame(source: Artefact | Draft) -> pd.DataFrame:
     budget_share (rows / rows asked for), documents, documents_in_both, clusters_in_both, largest_document_share (of the
     rows), crossing_contexts (reaching past their document's end), min_id, max_id, bad_padding (cells beyond a context's
     length that are not padding), padding_share, overlap (share of held-out 64-token windows that occur in training
-    documents; missing for train).
+    documents; 0 for train, where it has no meaning).
     """
     import pandas as pd
 
@@ -36,7 +36,7 @@ def audit_frame(source: Artefact | Draft) -> pd.DataFrame:
     }
     rows = [{"split": split, **_split_row(tokens, split), **shared} for split in SPLITS]
     frame = pd.DataFrame(rows)
-    frame["overlap"] = [overlap_share(tokens.documents) if split == HELD_OUT else np.nan for split in SPLITS]
+    frame["overlap"] = [overlap_share(tokens.documents) if split == HELD_OUT else 0.0 for split in SPLITS]
     return frame
 
 

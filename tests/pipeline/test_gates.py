@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assets.publishing import asset_key
-from sae_pipeline import activations, autoencoders, dataset, evaluation, scaling, subjects, tokens, training
+from sae_pipeline import autoencoders, dataset, evaluation, scaling, subjects, tokens, training
 
 
 def _checks(bench, asset):
@@ -63,9 +63,7 @@ def test_a_nan_in_the_activations(bench, monkeypatch):
     monkeypatch.setattr(subjects.Subject, "run", spoiled)
     site = bench.graph.sites[0]
     bench.forget("activations", "dataset")
-    _assert_stopped(
-        bench, bench.run(), node=f"activations/{site}", says="non_finite", downstream=f"dataset/{site}"
-    )
+    _assert_stopped(bench, bench.run(), node=f"activations/{site}", says="non_finite", downstream=f"dataset/{site}")
 
 
 def test_an_evaluation_set_that_does_not_resume_exactly(bench, monkeypatch):
@@ -136,9 +134,7 @@ def test_autoencoders_worse_than_a_limit(bench):
 
 
 def test_a_divergent_autoencoder_says_so(bench):
-    wild = bench.with_settings(
-        "autoencoders.grids.1={recipe: relu, n: 256, l1: 0.05, tag: wild, lr: {base: 1.0e+6}}"
-    )
+    wild = bench.with_settings("autoencoders.grids.1={recipe: relu, n: 256, l1: 0.05, tag: wild, lr: {base: 1.0e+6}}")
     failure = wild.run()
     assert "relu-n256-l0.05-wild diverged" in failure and "lower its lr" in failure
     assert not wild.is_published(f"autoencoder/{bench.graph.sites[0]}/relu-n256-l0.05-wild")

@@ -1,6 +1,7 @@
 """What the tables are computed from: numbers as text, matched rows, verdicts, statements."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import synthetic_study as study
 
 from sae_pipeline.report import by_autoencoder, latent_densities, matched_table
 from sae_pipeline.report.formatting import measured, number, readable, share
-from sae_pipeline.report.gates import tally, verdict
+from sae_pipeline.report.gates import gate_table, tally, verdict
 from sae_pipeline.report.sense import best, sense
 
 
@@ -93,6 +94,23 @@ def test_verdicts_follow_severity():
     assert verdict(gates).to_list() == ["failed", "warning", "passed"]
     assert tally(gates) == {"failed": 1, "warning": 1, "passed": 1}
     assert tally(gates.iloc[:0]) == {"failed": 0, "warning": 0, "passed": 0}
+
+
+def test_gate_table_puts_misses_first_and_gathers_passes():
+    gates = study.gates()
+    files = gates.iloc[:2].assign(check="files are as committed", column="damage", value="", limit="none", passed=True)
+    mixed = pd.concat([gates, files, gates.iloc[:1].assign(value=None, passed=False)], ignore_index=True)
+    rows = [
+        [re.sub(r"<[^>]+>", "", text) for text in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", gate_table(mixed))
+    ][1:]
+    words = [row[0] for row in rows]
+    assert words == ["failed", "warning", "warning"] + ["passed"] * (len(words) - 3)
+    assert rows[0][4] == "—" and rows[1][4] == "0.270 at held_out"
+    nmse = gates[gates["check"] == "better than the mean"]
+    gathered = next(row for row in rows if row[2] == "better than the mean")
+    assert gathered[4:] == [f"{nmse['value'].min():.3f} … {nmse['value'].max():.3f}", "≤ 1", "blocks", "18"]
+    assert next(row for row in rows if row[3] == "damage")[4] == "none"
 
 
 def test_densities_count_the_silent_latents():

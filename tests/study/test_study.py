@@ -27,7 +27,7 @@ def test_the_demo_is_fifteen_topk_and_three_relu():
     assert sum(spec.recipe == "relu" for spec in specs.values()) == 3
     assert specs["topk-n4096-k16"].lr == pytest.approx(2e-3 * (4096 / 1024) ** -0.5)
     assert specs["topk-n256-k4"].auxk_k == 64
-    assert specs["relu-n1024-l0.03"].auxk_k is None
+    assert specs["relu-n1024-l0.2"].auxk_k is None
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,15 @@ def test_execution_only_fields_stay_out_of_the_identity():
     assert identity("subject.device=cuda", "activations.micro_batch=7", "training.checkpoint_every=1h") == identity()
     assert identity("tokens.context=32") != identity()
     assert identity("autoencoders.defaults.adam_eps=1e-8") != identity()
+
+
+def test_a_study_may_say_more_than_this_version_does():
+    """The schema reads what is still ahead, key by key; `planning.support` refuses to run it (tests/planning)."""
+    study = load_study(Path(__file__).parent / "ahead.yaml")
+    sizes = [len(expand(study, resolve_site(text, 26), text, 2304)) for text in study.sites]
+    assert sizes == [10, 5, 5]
+    assert study.retrain.promote.no_worse.on == "pinned"
+
+
+def test_yaml_words_for_switches_stay_words():
+    assert load_study(DEMO, ["report.title=no"]).report.title == "no"

@@ -98,9 +98,20 @@ def _finish(axes: Axes, known: pd.DataFrame, quantity: str) -> None:
     axes.set_ylabel(f"{shown.label} ({shown.unit})" if shown.unit else shown.label)
     axes.margins(x=0.06, y=0.08)
     if (known["l0"] > 0).all():
-        sizes = sorted(set(known["k"].dropna().astype(float)))
-        log_axis(axes, "x", ticks=sizes if 1 < len(sizes) <= _MOST_TICKS else None)
+        log_axis(axes, "x", ticks=_k_ticks(known))
     (log_axis if (known[quantity] > 0).all() else plain_axis)(axes, "y")
+
+
+def _k_ticks(known: pd.DataFrame) -> list[float] | None:
+    """The distinct k, doubled and halved on to the ends of L0; None where they are too few or too many to label."""
+    ticks = sorted(set(known["k"].dropna().astype(float)))
+    if len(ticks) < 2:
+        return None
+    while ticks[-1] * 2 <= known["l0"].max():
+        ticks.append(ticks[-1] * 2)
+    while ticks[0] / 2 >= known["l0"].min():
+        ticks.insert(0, ticks[0] / 2)
+    return ticks if len(ticks) <= _MOST_TICKS else None
 
 
 def _legend(axes: Axes, recipes: Sequence[str], ring: str | None) -> None:

@@ -65,6 +65,7 @@ _K_DARK = ((0.0, "#8f4a7c"), (0.4, "#d0566b"), (0.75, "#f08c55"), (1.0, "#ffdf90
 
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "p")
 _TIP = "tip|"
+_PIXELS_PER_INCH = 112
 
 
 def _blend(anchors: Sequence[tuple[float, str]]) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def png_data_uri(figure: Figure, dpi: int = 110) -> str:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an inline `<svg>` element that follows the page: CSS variables for colours, no fixed size.
+    """The figure as an inline `<svg>` element that follows the page: CSS variables for colours, only a largest width.
 
     `name` (letters, digits, `-`) prefixes its ids, so several figures fit on one page. The same figure gives the same
     text: no dates, no random ids.
@@ -220,7 +221,8 @@ def svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
+    width = _PIXELS_PER_INCH * figure.get_figwidth()
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 style="max-width: {width:.0f}px">', text, count=1)
     text = re.sub(rf'<g id="{re.escape(_TIP)}([^"]*)">', r"<g><title>\1</title>", text)
     text = text.replace("xlink:href=", "href=")
     referenced = set(re.findall(r"#([A-Za-z_][\w.-]*)", text))

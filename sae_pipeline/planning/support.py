@@ -1,0 +1,68 @@
+"""Which settings of a study this version does not act on: it refuses to run them and never passes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sae_pipeline.store import PipelineError
+from sae_pipeline.study import Study
+
+
+def refuse_unsupported(study: Study) -> None:
+    """Raise PipelineError naming every setting that would have no effect or no code behind it."""
+    found = list(unsupported(study))
+    if found:
+        raise PipelineError(f"study {study.study!r} asks for what this version cannot do:\n  " + "\n  ".join(found))
+
+
+def unsupported(study: Study) -> Iterator[str]:
+    """Settings this version cannot honour, each with what to write instead."""
+    from sae_pipeline.autoencoders import RECIPES
+    from sae_pipeline.evaluation import METRICS
+
+    for corpus in study.corpora:
+        if corpus.since is not None:
+            yield f"corpora: {corpus.name}.since; leave it out, all of its documents are read"
+    yield from _activations(study)
+    yield from _training(study)
+    for grid in study.autoencoders.grids:
+        if grid.recipe not in RECIPES:
+            yield f"recipe {grid.recipe!r}; known: {', '.join(sorted(RECIPES))}"
+        if grid.target_l0 is not None:
+            yield f"target_l0 of {grid.recipe!r}; give l1 values"
+    for metric in study.evaluation.metrics:
+        if metric not in METRICS:
+            yield f"metric {metric!r}; known: {', '.join(sorted(METRICS))}"
+    yield from _rest(study)
+
+
+def _activations(study: Study) -> Iterator[str]:
+    if study.activations.retain != "all":
+        yield "activations.retain other than all"
+    if study.activations.statistics_prefix is not None:
+        yield "activations.statistics_prefix; statistics are exact over all rows"
+    if study.activations.outliers is not None:
+        yield "activations.outliers"
+
+
+def _training(study: Study) -> Iterator[str]:
+    training = study.training
+    given = {"milestones": training.milestones, "stop_if": training.stop_if, "log": training.log or None}
+    for name, value in given.items():
+        if value is not None:
+            yield f"training.{name}"
+    if training.memory is not None:
+        yield "training.memory; all autoencoders of a site train at once"
+
+
+def _rest(study: Study) -> Iterator[str]:
+    given = {
+        "evaluation.sets": study.evaluation.sets,
+        "evaluation.controls": study.evaluation.controls or None,
+        "retrain": study.retrain,
+        "budget": study.budget,
+        "report.compare_with": study.report.compare_with,
+    }
+    yield from (name for name, value in given.items() if value is not None)
+    if "table" in study.scaling.forms:
+        yield "scaling form 'table'; the points are always written, leave the list empty for no fits"
