@@ -5,6 +5,7 @@ is read. So a stage writes a draft, validates statistics of it, records the chec
 a failing key raises at the end, after the good ones were published.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import dagster as dg
 
 from assets import partitions
 from resources import Rule, StudyGraph, SubjectResource, ValidatorResource, Verdict, Workspace
-from sae_pipeline.store import Artefact, Console, Draft, PipelineError, Progress
+from sae_pipeline.store import Artefact, Console, Draft, PipelineError, Progress, reuse_freed_memory, write_json_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 # it logs nothing itself, so that our own event per key, each with its data version, is the only one
 # (see docs/orchestration.md).
 _LOG_NO_EVENT = {"__source_asset_observation__": True}
+
+# In a range run checks are logged, not yielded, and Dagster warns that nothing gates the next step. The gate does: what
+# fails is not published and the step fails.
+logging.getLogger("dagster._core.execution.plan.active").addFilter(
+    lambda record: not record.getMessage().startswith("Blocking asset check")
+)
 
 Metadata = Mapping[str, Any]
 
@@ -120,6 +127,7 @@ def _build(stage: Stage, stages: Mapping[str, Stage], graph: StudyGraph) -> dg.A
         subject: SubjectResource,
         validator: ValidatorResource,
     ) -> Iterator[Any]:
+        reuse_freed_memory()
         run = _Run(context, stage, key, study.workspace, subject, validator)
         yield from run.execute(_requested(context, stage))
 
@@ -298,9 +306,9 @@ class _Run:
 
     def _record(self, node: "Node", verdicts: Sequence[Verdict]) -> None:
         """Keep the last verdicts of every node beside the study, failed ones too: the report shows them."""
-        from sae_pipeline.store import write_json_atomic
+        from sae_pipeline.planning.report_inputs import GATES, gate_file
 
-        path = self.workspace.study_dir / "gates" / f"{node.name.replace('/', '--')}.json"
+        path = self.workspace.study_dir / GATES / gate_file(node.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(
             path, {"node": node.name, "identity": node.identity, "verdicts": [item.as_dict() for item in verdicts]}

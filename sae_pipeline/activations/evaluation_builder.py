@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from sae_pipeline.tokens import Contexts, Tokens
 Columns = dict[str, npt.NDArray[Any]]
 
 _SHARD_BYTES: Final = 64 << 20
+_CHUNK_CONTEXTS: Final = 16
 
 
 def build_evaluation_set(
@@ -173,7 +175,8 @@ def _groups(contexts: slice, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _arrays(draft: Draft, n: int, context: int, d: int, micro_batch: int) -> dict[str, ShardedArray]:
-    """Shards of whole micro-batches, about 64 MiB of activations each."""
+    """Shards of whole micro-batches, about 64 MiB of activations each; small chunks, since Zarr fills up the last one."""
+    chunk = math.gcd(micro_batch, _CHUNK_CONTEXTS)
     shard = micro_batch * max(1, _SHARD_BYTES // (micro_batch * context * d * 4))
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "residuals": ((n, context, d), "float32"),
@@ -184,7 +187,7 @@ def _arrays(draft: Draft, n: int, context: int, d: int, micro_batch: int) -> dic
     }
     scores = {name: ((n, context), "float32") for name in ("clean_ce", "clean_logsumexp", *REFERENCE_ARRAYS)}
     return {
-        name: draft.array(name, shape=shape, dtype=dtype, shard_rows=shard)
+        name: draft.array(name, shape=shape, dtype=dtype, shard_rows=shard, chunk_rows=chunk)
         for name, (shape, dtype) in (shapes | scores).items()
     }
 

@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-_CHUNK_VALUES: Final = 1 << 22
-"""Logits in work at once (16 MiB in float32): bounds memory, and stays near the caches."""
+_CHUNK_VALUES: Final = 1 << 20
+"""Logits in work at once (4 MiB in float32): bounds memory, and stays near the caches."""
 
 
 def clean_scores(logits_clv: Tensor, ids_cl: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from sae_pipeline.embedded.corpus import Split, split_documents
 from sae_pipeline.embedded.loop import new_model, token_losses, train_model
 from sae_pipeline.embedded.measure import PROMPTS, Ids, baselines, held_out_loss, sample, training_flops
 from sae_pipeline.embedded.plan import Plan, batch_at
-from sae_pipeline.store import Console, Progress, read_json, silent, write_json_atomic
+from sae_pipeline.store import Console, Progress, read_json, reuse_freed_memory, silent, write_json_atomic
 from sae_pipeline.store.atomic import make_dir, replace
 from sae_pipeline.tokens.documents import Document
 from sae_pipeline.tokens.overlap import WINDOW_TOKENS, window_overlap
@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads; results are bit-equal at the same number only")
     arguments = parser.parse_args(argv)
+    reuse_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     out_dir = arguments.out.absolute()

@@ -12,6 +12,9 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _CRC_PER_CHUNK = 4 + 16  # a checksum and an index entry for every inner chunk of 4096 rows
 _CHUNK_ROWS = 4096
 _CODE_WIDTHS = 4  # codes are kept four times as wide as k, so that curves beyond k can be drawn
+_SCORE_BYTES = 156  # ids, masks, clean and ablated scores of one position of the evaluation set
+_METRIC_BYTES = 44_000  # tables of one metric of one autoencoder
+_TABLE_BYTES = 80_000  # its part of the site's tables, laws and report
 _SHARE_OF_GEMM = 0.25  # what harvest and training reach of a plain matrix product, demo study on two cores
 
 
@@ -93,7 +96,7 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
     encode = sum(2.0 * spec.n * d for spec in specs.values())
     return [
         Row(f"activations {site}", 1, train, _stored(train, d * _ITEM_BYTES[study.activations.dtype]), forward * train),
-        Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + 24), 4 * whole * held_out),
+        Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + _SCORE_BYTES), 4 * whole * held_out),
         Row(f"dataset {site}", 1, train, sample * d * 4, 0.0),
         Row(
             f"autoencoder {site}",
@@ -113,9 +116,10 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
             f"metrics {site}",
             len(specs) * metrics,
             held_out * len(specs) * metrics,
-            len(specs) * metrics * 30_000,
+            len(specs) * metrics * _METRIC_BYTES,
             len(specs) * held_out * (2 * resumed if spliced else 0.0),
         ),
+        Row(f"tables, laws, report {site}", 3, 0, len(specs) * _TABLE_BYTES, 0.0),
     ]
 
 

@@ -12,9 +12,18 @@ import pandas as pd
 from sae_pipeline.planning.lineage import Lineage, Node
 from sae_pipeline.report import GATE_COLUMNS, LineageNode, ReportInputs, SiteInputs
 from sae_pipeline.scaling import read_result
-from sae_pipeline.store import Artefact, NotPublished, Outputs
+from sae_pipeline.store import Artefact, NotPublished, Outputs, read_json
 
 _PACKAGES = ("sae-pipeline", "torch", "transformers", "zarr", "dagster", "great-expectations", "pandas")
+
+
+GATES = "gates"
+"""Folder, below a study's, with the last verdicts of every node."""
+
+
+def gate_file(node: str) -> str:
+    """Name of the file with a node's last verdicts."""
+    return f"{node.replace('/', '--')}.json"
 
 
 def collect_report(lineage: Lineage, outputs: Outputs) -> ReportInputs:
@@ -34,6 +43,7 @@ def collect_report(lineage: Lineage, outputs: Outputs) -> ReportInputs:
             "parameters": lineage.facts.n_params,
             "layers": lineage.facts.n_layers,
             "width": lineage.facts.d_model,
+            "context": study.tokens.context,
             "dtype": study.subject.dtype,
         },
         lineage=list(reader.lineage_nodes()),
@@ -70,13 +80,13 @@ class _Reader:
                 yield LineageNode(_STAGE_OF_ASSET[node.asset], node.name, node.identity, version, _flat(found.summary))
 
     def gates(self) -> pd.DataFrame:
-        """The verdicts of every published node but the report, as they were published."""
-        rows = [
-            {"node": node.name, **verdict}
-            for node in self._lineage
-            if node.asset != "report" and (found := self.find(node)) is not None
-            for verdict in found.read_json("gates.json")
-        ]
+        """The last verdicts of every node as the study now stands, also those that kept a node from being published."""
+        folder = self._outputs.study_dir(self._lineage.study.study) / GATES
+        rows = []
+        for node in self._lineage:
+            path = folder / gate_file(node.name)
+            if node.asset != "report" and path.exists() and (record := read_json(path))["identity"] == node.identity:
+                rows += [{"node": node.name, **verdict} for verdict in record["verdicts"]]
         return pd.DataFrame(rows, columns=list(GATE_COLUMNS))
 
     def site(self, site: str) -> SiteInputs:
@@ -115,6 +125,7 @@ class _Reader:
 _STAGE_OF_ASSET = {
     "tokens": "tokens",
     "activations": "activations",
+    "evaluation_set": "activations",
     "dataset": "dataset",
     "autoencoder": "autoencoders",
     "evaluation_table": "evaluation",

@@ -5,6 +5,7 @@ from sae_pipeline.store.artefact import Artefact, Damage
 from sae_pipeline.store.atomic import read_json, write_json_atomic
 from sae_pipeline.store.draft import Draft
 from sae_pipeline.store.errors import Busy, Damaged, NewerFormat, NotPublished, PipelineError
+from sae_pipeline.store.memory import reuse_freed_memory
 from sae_pipeline.store.outputs import Outputs, Pointers
 from sae_pipeline.store.progress import Console, Progress, silent
 from sae_pipeline.store.sharded_array import ShardedArray
@@ -25,6 +26,7 @@ __all__ = [
     "ShardedArray",
     "decode_float32",
     "read_json",
+    "reuse_freed_memory",
     "silent",
     "write_json_atomic",
 ]

@@ -9,6 +9,7 @@ import pytest
 
 from assets.partitions import dynamic_set, partition_key
 from assets.publishing import asset_key
+from sae_pipeline.planning.plan import make_plan
 from sae_pipeline.planning.staleness import explain, stale
 
 
@@ -121,3 +122,11 @@ def test_why_names_the_field_that_changed(smoke):
     assert not status.current
     assert status.reasons == ("config.sample_rows: 4096 → 2048",)
     assert explain(changed.lineage["tokens"], changed.outputs, changed.pointers).current
+
+
+def test_the_plan_tells_the_bytes_on_disk(smoke):
+    work = smoke.graph.workspace
+    planned = make_plan(work.study, work.lineage.facts, flops_per_s=1e9).bytes_
+    folders = [work.directory(node) for node in work.lineage]
+    on_disk = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    assert planned == pytest.approx(on_disk, rel=0.1)
