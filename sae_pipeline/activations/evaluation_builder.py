@@ -175,7 +175,7 @@ def _groups(contexts: slice, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _arrays(draft: Draft, n: int, context: int, d: int, micro_batch: int) -> dict[str, ShardedArray]:
-    """Shards of whole micro-batches, about 64 MiB of activations each; small chunks, since Zarr fills up the last one."""
+    """Shards of whole micro-batches, about 64 MiB of activations each; small chunks: Zarr fills up the last one."""
     chunk = math.gcd(micro_batch, _CHUNK_CONTEXTS)
     shard = micro_batch * max(1, _SHARD_BYTES // (micro_batch * context * d * 4))
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
