@@ -125,7 +125,7 @@ def test_why_names_the_field_that_changed(smoke):
 
 
 def test_the_plan_tells_the_bytes_on_disk(smoke):
-    """Where the figures it cannot know are given: rows of whole documents, and no code whose width a penalty decides."""
+    """Given what it cannot know: the rows of whole documents, and no code whose width a penalty decides."""
     work, site = smoke.graph.workspace, smoke.graph.sites[0]
     rows = work.artefact(f"evaluation_set/{site}").summary["n_rows"]
     topk = smoke.with_settings(
