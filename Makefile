@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test ui lint types imports soak bench clean
+.PHONY: demo test ui lint types imports bench clean
 
 demo: $(STAMP)
 	$(BIN)/sae-pipeline run demo

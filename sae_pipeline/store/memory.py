@@ -12,8 +12,8 @@ _NEVER = 2**31 - 1
 def reuse_freed_memory() -> bool:
     """Tell glibc to serve large blocks from the heap and never to shrink it; False where there is no glibc.
 
-    By default every block above 32 MiB is mapped and unmapped by the kernel, whose page faults cost more than the
-    arithmetic of a small model on CPU (`benchmarks/page_faults.py`). The price: memory stays at its peak until the
+    By default every block above 32 MiB is mapped and unmapped by the kernel; its page faults are a good part of a small
+    model's forward on CPU (measured by `benchmarks/page_faults.py`). The price: memory stays at its peak until the
     process ends. Call it at the start of a process; results do not change.
     """
     if not sys.platform.startswith("linux"):

@@ -28,6 +28,18 @@ def _assert_stopped(bench, failure, *, node, says, downstream):
     assert not [r for r in records if not path or str(r.partition_key).split("|")[::-1] == path.split("/")]
 
 
+def _spoil_a_channel(monkeypatch):
+    """From now on the merged moments say that channel 5 never changes."""
+    build = dataset.build.merge_moments
+
+    def spoiled(acts):
+        moments = build(acts)
+        moments.m2[5] = 0.0
+        return moments
+
+    monkeypatch.setattr(dataset.build, "merge_moments", spoiled)
+
+
 def test_tokens_outside_the_vocabulary(bench, monkeypatch):
     build = tokens.build_tokens
 
@@ -81,14 +93,7 @@ def test_an_evaluation_set_that_does_not_resume_exactly(bench, monkeypatch):
 
 
 def test_a_dataset_with_a_constant_channel(bench, monkeypatch):
-    build = dataset.build.merge_moments
-
-    def spoiled(acts):
-        moments = build(acts)
-        moments.m2[5] = 0.0
-        return moments
-
-    monkeypatch.setattr(dataset.build, "merge_moments", spoiled)
+    _spoil_a_channel(monkeypatch)
     site = bench.graph.sites[0]
     bench.forget("dataset", "autoencoder")
     _assert_stopped(
@@ -159,7 +164,7 @@ def test_a_metric_with_an_infinite_figure(bench, monkeypatch):
     )
 
 
-def test_a_law_outside_its_own_interval(bench, monkeypatch):
+def test_a_point_left_out_of_the_laws_without_a_reason(bench, monkeypatch):
     write = scaling.write_result
 
     def spoiled(draft, result):
@@ -176,14 +181,7 @@ def test_a_rejected_draft_is_set_aside_and_the_next_run_heals(bench, monkeypatch
     site = bench.graph.sites[0]
     bench.forget("dataset")
     with monkeypatch.context() as patch:
-        build = dataset.build.merge_moments
-
-        def spoiled(acts):
-            moments = build(acts)
-            moments.m2[5] = 0.0
-            return moments
-
-        patch.setattr(dataset.build, "merge_moments", spoiled)
+        _spoil_a_channel(patch)
         assert bench.run() is not None
     directory = bench.graph.workspace.directory(bench.graph.workspace.lineage[f"dataset/{site}"])
     assert directory.with_name(f"{directory.name}.rejected").is_dir()
