@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test ui lint types imports bench clean
+.PHONY: demo test ui lint types imports bench soak clean
 
 demo: $(STAMP)
 	$(BIN)/sae-pipeline run demo
@@ -33,6 +33,9 @@ imports: $(STAMP)
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf outputs .dagster_home

@@ -27,14 +27,21 @@ def _tokens(workspace: Workspace) -> Tokens:
 def _make_activations(job: Job) -> Mapping[Node, dict[str, Any]]:
     """All sites of the run in one pass of the subject."""
     from sae_pipeline.activations import harvest, summarise_shards
+    from sae_pipeline.planning.earlier import earlier_activations
     from sae_pipeline.study import Site
 
+    work = job.workspace
     by_site = {Site.parse(node.name.partition("/")[2]): (node, draft) for node, draft in job.drafts.items()}
+    earlier = {
+        site: earlier_activations(work.lineage, node, work.outputs, work.pointers)
+        for site, (node, _) in by_site.items()
+    }
     harvest(
         job.subject(),
-        _tokens(job.workspace),
+        _tokens(work),
         {site: draft for site, (_, draft) in by_site.items()},
-        job.workspace.study.activations,
+        work.study.activations,
+        earlier=earlier,
         progress=job.progress,
     )
     return {node: summarise_shards(draft) for node, draft in job.drafts.items()}

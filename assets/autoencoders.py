@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
+from assets.interrupts import interrupts_between_steps
 from assets.publishing import Job, Stage
 from resources import Rule
 
@@ -48,13 +49,15 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
         by_site.setdefault(site, {})[key] = node
     summaries: dict[Node, dict[str, Any]] = {}
     for site, nodes in by_site.items():
-        outcomes = train(
-            {key: Member(work.lineage.spec(node), job.drafts[node]) for key, node in nodes.items()},
-            _dataset(work, site),
-            device=pick_device(work.study.subject.device),
-            checkpoint_every_s=work.study.training.checkpoint_every,
-            progress=job.progress,
-        )
+        with interrupts_between_steps() as interrupted:
+            outcomes = train(
+                {key: Member(work.lineage.spec(node), job.drafts[node]) for key, node in nodes.items()},
+                _dataset(work, site),
+                device=pick_device(work.study.subject.device),
+                checkpoint_every_s=work.study.training.checkpoint_every,
+                progress=job.progress,
+                should_stop=interrupted,
+            )
         for key, outcome in outcomes.items():
             if outcome.status == "finished":
                 summaries[nodes[key]] = outcome.figures

@@ -83,4 +83,5 @@ DATASET = Stage(
     rules=_rules,
     show=_show,
     kinds=frozenset({"zarr"}),
+    follows=True,
 )

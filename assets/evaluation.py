@@ -105,6 +105,7 @@ CODES = Stage(
     show=_show_codes,
     pool="gpu",
     kinds=frozenset({"zarr", "torch"}),
+    follows=True,
 )
 
 
@@ -122,6 +123,7 @@ def metric_stage(name: str) -> Stage:
         show=functools.partial(_show_metric, name),
         pool="gpu",
         kinds=frozenset({"pandas"}),
+        follows=True,
     )
 
 
@@ -252,6 +254,7 @@ CHAMPION = Stage(
     show=_show_champion,
     place=_place_champion,
     kinds=frozenset({"pandas"}),
+    follows=True,
 )
 
 
@@ -321,4 +324,5 @@ def table_stage(metrics: tuple[str, ...]) -> Stage:
         show=_show_table,
         place=_place_table,
         kinds=frozenset({"pandas", "parquet"}),
+        follows=True,
     )

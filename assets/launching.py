@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from assets.automation import job_assets
-from assets.partitions import dynamic_set, partition_key, sync_autoencoders
-from assets.publishing import asset_key
+from assets.leases import close_dead_runs, lease
+from assets.partitions import sync_autoencoders
+from assets.ranges import Request, requests_for
 from resources import StudyGraph
+from sae_pipeline.store import Console, PipelineError
 
 if TYPE_CHECKING:
     from sae_pipeline.planning.lineage import Node
 
-_RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def prepare_instance(graph: StudyGraph, instance: dg.DagsterInstance | None = None) -> dg.DagsterInstance:
-    """The persistent instance (or the given one) with the study's autoencoders as dynamic partitions."""
+    """The persistent instance (or the given one) with the study's autoencoders as dynamic partitions.
+
+    Runs whose process was killed are closed in it.
+    """
     from sae_pipeline.planning.facts import autoencoder_keys
 
     instance = instance or dg.DagsterInstance.get()
+    close_dead_runs(instance)
     sync_autoencoders(instance, graph.study.study, autoencoder_keys(graph.study, graph.root))
     return instance
 
@@ -40,65 +45,68 @@ def run_study(defs: dg.Definitions, graph: StudyGraph, instance: dg.DagsterInsta
 
     Returns:
         None, or what failed; what was published before it stays.
-    """
-    from sae_pipeline.planning.staleness import stale
 
-    workspace = graph.workspace
+    Raises:
+        PipelineError: something can be seen beforehand to go wrong; nothing was begun.
+    """
+    from sae_pipeline.planning.preflight import preflight
+
+    work = graph.workspace
+    preflight(work.lineage, work.outputs, work.pointers, root=work.root, progress=Console("checking corpora"))
     started, runs = time.monotonic(), 0
     for job, assets in job_assets(graph).items():
-        waiting = [
-            node for node in stale(workspace.lineage, workspace.outputs, workspace.pointers) if node.asset in assets
-        ]
-        for group in _one_range_each(waiting):
+        for request in requests_for(instance, graph, graph.workspace.stale(assets)):
             runs += 1
-            _say(f"{job}: {_count(group)}")
-            failure = _launch(defs, instance, graph, job, group)
+            _say(f"{job}: {request}")
+            failure = _launch(defs, instance, graph, job, request)
             if failure:
                 return failure
     _say(f"finished in {time.monotonic() - started:.0f} s" if runs else "nothing has changed; nothing to do")
     return None
 
 
-def _one_range_each(nodes: Sequence[Node]) -> list[list[Node]]:
-    """One run for what is partitioned by site alone, one per site for what is partitioned by autoencoder."""
-    by_site: dict[str, list[Node]] = {}
-    shared: list[Node] = []
-    for node in nodes:
-        parts = node.name.split("/")
-        (by_site.setdefault(parts[1], []) if len(parts) == 3 else shared).append(node)
-    return [group for group in (shared, *by_site.values()) if group]
+def backfill(defs: dg.Definitions, graph: StudyGraph, instance: dg.DagsterInstance, nodes: Sequence[Node]) -> list[str]:
+    """Materialise nodes of one asset in this process; what exists is recorded again, not made again.
+
+    Returns:
+        What failed, one text per run; the other runs went on.
+
+    Raises:
+        PipelineError: what a node is made from has not been published; nothing was started.
+    """
+    _require_inputs(graph, nodes)
+    failures = []
+    for request in requests_for(instance, graph, nodes):
+        job = next(job for job, assets in job_assets(graph).items() if set(request.assets) <= set(assets))
+        _say(f"{job}: {request}")
+        failures.append(_launch(defs, instance, graph, job, request))
+    return [failure for failure in failures if failure]
+
+
+def _require_inputs(graph: StudyGraph, nodes: Sequence[Node]) -> None:
+    work = graph.workspace
+    wanted = dict.fromkeys(name for node in nodes if work.find(node.name) is None for name in node.inputs)
+    missing = [name for name in wanted if work.find(name) is None]
+    if missing:
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise PipelineError(f"not made yet, or stopped at a gate: {some}; make them with `sae-pipeline run` first")
 
 
 def _launch(
-    defs: dg.Definitions, instance: dg.DagsterInstance, graph: StudyGraph, job: str, nodes: Sequence[Node]
+    defs: dg.Definitions, instance: dg.DagsterInstance, graph: StudyGraph, job: str, request: Request
 ) -> str | None:
-    """Execute a job over the range of its stale partitions; returns what failed, or None."""
-    selection = sorted({asset_key(graph, node.asset) for node in nodes})
-    result = defs.resolve_job_def(job).execute_in_process(
-        instance=instance,
-        asset_selection=selection,
-        tags=_range_tags(instance, graph, nodes),
-        run_config=_QUIET,
-        raise_on_error=False,
-    )
+    """Execute a job over one request; returns what failed, or None."""
+    with lease(instance) as tags:
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=instance,
+            asset_selection=request.selection(graph),
+            tags=request.tags | tags,
+            run_config=_QUIET,
+            raise_on_error=False,
+        )
     if result.success:
         return None
     return "\n".join(_reasons(result)) or "the run failed; see it in the UI"
-
-
-def _range_tags(instance: dg.DagsterInstance, graph: StudyGraph, nodes: Iterable[Node]) -> dict[str, str]:
-    """Tags of a range run from the first to the last stale partition, in the order in which Dagster keeps them."""
-    autoencoders = list(instance.get_dynamic_partitions(dynamic_set(graph.study.study)))
-    paths = {node.name.partition("/")[2] for node in nodes} - {""}
-
-    def place(path: str) -> int:
-        site, _, autoencoder = path.partition("/")
-        return autoencoders.index(autoencoder) if autoencoder else graph.sites.index(site)
-
-    if not paths:
-        return {}
-    first, last = min(paths, key=place), max(paths, key=place)
-    return {_RANGE_START: partition_key(first), _RANGE_END: partition_key(last)}
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
@@ -112,13 +120,6 @@ def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
             yield failure.description
         elif cause is not None:
             yield f"{cause.message}{''.join(cause.stack)}"
-
-
-def _count(nodes: Sequence[Node]) -> str:
-    counts: dict[str, int] = {}
-    for node in nodes:
-        counts[node.asset] = counts.get(node.asset, 0) + 1
-    return ", ".join(f"{asset} × {count}" if count > 1 else asset for asset, count in counts.items())
 
 
 def _say(text: str) -> None:

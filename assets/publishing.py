@@ -5,7 +5,6 @@ is read. So a stage writes a draft, validates statistics of it, records the chec
 a failing key raises at the end, after the good ones were published.
 """
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 
 from assets import partitions
+from assets.events import Events, sentence
 from resources import Rule, StudyGraph, SubjectResource, ValidatorResource, Verdict, Workspace
 from sae_pipeline.store import Artefact, Console, Draft, PipelineError, Progress, reuse_freed_memory, write_json_atomic
 
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 # (see docs/orchestration.md).
 _LOG_NO_EVENT = {"__source_asset_observation__": True}
 
-# In a range run checks are logged, not yielded, and Dagster warns that nothing gates the next step. The gate does: what
-# fails is not published and the step fails.
-logging.getLogger("dagster._core.execution.plan.active").addFilter(
-    lambda record: not record.getMessage().startswith("Blocking asset check")
-)
+# A failed gate publishes nothing, so eager() alone would not see new inputs; the second half also holds back what was
+# published before a later check of the same partition failed.
+_FOLLOW = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
 
 Metadata = Mapping[str, Any]
 
@@ -69,6 +67,7 @@ class Stage:
         place: copies what people read into the study's folder, once published.
         index: column that names a row of the frame in messages.
         pool: concurrency pool, `gpu` where the subject or the trainer runs.
+        follows: made by itself once its inputs are, where automation is on. Not what costs hours: harvest, training.
     """
 
     asset: str
@@ -84,6 +83,7 @@ class Stage:
     index: str | None = None
     pool: str | None = None
     kinds: frozenset[str] = field(default_factory=frozenset)
+    follows: bool = False
 
 
 def build_assets(stages: Sequence[Stage], graph: StudyGraph) -> list[dg.AssetsDefinition]:
@@ -109,6 +109,7 @@ def _build(stage: Stage, stages: Mapping[str, Stage], graph: StudyGraph) -> dg.A
         description=stage.description,
         group_name=stage.group,
         kinds=set(stage.kinds),
+        automation_condition=_FOLLOW if stage.follows else None,
         skippable=True,
     )
 
@@ -177,6 +178,7 @@ class _Run:
         validator: ValidatorResource,
     ) -> None:
         self.context, self.stage, self.key = context, stage, key
+        self.events = Events(context, key)
         self.workspace, self.subject, self.validator = workspace, subject, validator
         self.failures: dict[str, str] = {}
 
@@ -185,14 +187,16 @@ class _Run:
         skipped = [name for name in names if name not in self.workspace.lineage.nodes]
         if skipped:
             self.context.log.info(f"not in the study's grids, skipped: {', '.join(skipped)}")
-        single = len(names) == 1
+        # A backfill of one partition is a run over a range too, and a yielded check would lose its partition there.
+        single = self.stage.by == "study" or not self.context.has_partition_key_range
         todo = []
         for node in nodes:
-            published = self.workspace.outputs.published(node.stage, node.key, node.identity)
-            if published is None:
-                todo.append(node)
-            else:
-                yield from self._announce(node, published, _read_verdicts(published), single, reused=True)
+            with self.workspace.outputs.keeping():
+                published = self.workspace.find(node.name)
+                if published is None:
+                    todo.append(node)
+                else:
+                    yield from self._announce(node, published, _read_verdicts(published), single, reused=True)
         if todo:
             yield from self._make(todo, single)
         if self.failures:
@@ -218,13 +222,14 @@ class _Run:
                 draft.close()
 
     def _open(self, node: "Node") -> Draft:
-        return Draft.open(
-            self.workspace.directory(node),
-            stage=node.stage,
-            key=node.key,
-            identity=node.identity,
-            lineage=dict(node.record),
-        )
+        with self.workspace.outputs.keeping():
+            return Draft.open(
+                self.workspace.directory(node),
+                stage=node.stage,
+                key=node.key,
+                identity=node.identity,
+                lineage=dict(node.record),
+            )
 
     def _judge(self, job: Job, drafts: Mapping["Node", Draft]) -> dict[str, list[Verdict]]:
         if not drafts:
@@ -238,75 +243,32 @@ class _Run:
         self._record(node, verdicts)
         blocked = [verdict for verdict in verdicts if not verdict.passed and verdict.severity == "block"]
         if blocked:
-            yield from self._checks(node, verdicts, single)
-            self.failures[node.name] = "; ".join(_sentence(verdict) for verdict in blocked)
-            draft.close()
-            _set_aside(draft.path)
+            yield from self.events.checks(node, verdicts, single)
+            self.failures[node.name] = "; ".join(sentence(verdict) for verdict in blocked)
+            with self.workspace.outputs.keeping():
+                draft.close()
+                _set_aside(draft.path)
             return
         draft.write_json("gates.json", [verdict.as_dict() for verdict in verdicts])
-        published = draft.publish(summary)
-        yield from self._announce(node, published, verdicts, single)
+        with self.workspace.outputs.keeping():
+            yield from self._announce(node, draft.publish(summary), verdicts, single)
 
     def _announce(
         self, node: "Node", artefact: Artefact, verdicts: Sequence[Verdict], single: bool, *, reused: bool = False
     ) -> Iterator[Any]:
-        self.workspace.pointers.set(node.name, artefact)
+        """Place a published artefact, tell Dagster of it, and move the pointer last: a run that is killed before that
+        finds the node stale the next time, and does all of this again."""
         if self.stage.place is not None:
             self.stage.place(self.workspace, artefact)
         self._record(node, verdicts)
-        yield from self._checks(node, verdicts, single)
-        metadata = {
-            **self.stage.show(self.workspace, artefact),
-            "identity": artefact.identity[:12],
-            "path": dg.MetadataValue.path(str(artefact.path)),
-            "size_mb": round(artefact.n_bytes / 1e6, 3),
-            "made_at": artefact.created_at,
-            "reused": reused,
-        }
-        key = _partition(node)
-        self.context.log_event(
-            dg.AssetMaterialization(
-                self.key,
-                partition=key,
-                metadata=metadata,
-                tags={"dagster/data_version": artefact.identity, **_dimensions(key)},
-            )
-        )
-
-    def _checks(self, node: "Node", verdicts: Sequence[Verdict], single: bool) -> Iterator[Any]:
-        """A result per check: yielded in a single run, logged with its partition in a range run (Dagster has none)."""
-        for name, severity in (("integrity", "block"), ("signatures", "warn")):
-            chosen = [verdict for verdict in verdicts if verdict.severity == severity]
-            passed = all(verdict.passed for verdict in chosen)
-            level = dg.AssetCheckSeverity.ERROR if severity == "block" else dg.AssetCheckSeverity.WARN
-            reason = "; ".join(_sentence(verdict) for verdict in chosen if not verdict.passed) or "all limits hold"
-            metadata = {"limits": _table(chosen)} if chosen else {}
-            if single:
-                yield dg.AssetCheckResult(
-                    passed=passed,
-                    check_name=name,
-                    asset_key=self.key,
-                    severity=level,
-                    description=reason,
-                    metadata=metadata,
-                )
-            else:
-                self.context.log_event(
-                    dg.AssetCheckEvaluation(
-                        asset_key=self.key,
-                        check_name=name,
-                        passed=passed,
-                        severity=level,
-                        description=reason,
-                        partition=_partition(node),
-                        blocking=severity == "block",
-                        metadata={label: dg.MetadataValue.table(value.records) for label, value in metadata.items()},
-                    )
-                )
+        self.events.materialized(node, artefact, self.stage.show(self.workspace, artefact), reused=reused)
+        # Only now: to Dagster a check speaks of the materialisation that is the latest when it is recorded.
+        yield from self.events.checks(node, verdicts, single)
+        self.workspace.pointers.set(node.name, artefact)
 
     def _record(self, node: "Node", verdicts: Sequence[Verdict]) -> None:
         """Keep the last verdicts of every node beside the study, failed ones too: the report shows them."""
-        from sae_pipeline.planning.report_inputs import GATES, gate_file
+        from sae_pipeline.planning.gates import GATES, gate_file
 
         path = self.workspace.study_dir / GATES / gate_file(node.name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -324,41 +286,3 @@ def _set_aside(path: Path) -> None:
     aside = path.with_name(f"{path.name}.rejected")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
-
-
-def _partition(node: "Node") -> str | None:
-    _, _, path = node.name.partition("/")
-    return partitions.partition_key(path) if path else None
-
-
-def _dimensions(key: str | None) -> dict[str, str]:
-    if not isinstance(key, dg.MultiPartitionKey):
-        return {}
-    return {f"dagster/partition/{name}": value for name, value in key.keys_by_dimension.items()}
-
-
-def _sentence(verdict: Verdict) -> str:
-    place = f" at {verdict.where}" if verdict.where else ""
-    value = _text(verdict.value)
-    return f"{verdict.check}: {verdict.column} is {value}{place}, limit {verdict.limit}"
-
-
-def _table(verdicts: Sequence[Verdict]) -> dg.TableMetadataValue:
-    records = [
-        dg.TableRecord(
-            {
-                "check": verdict.check,
-                "value": _text(verdict.value),
-                "limit": verdict.limit,
-                "verdict": "pass" if verdict.passed else f"fail {verdict.where}".strip(),
-            }
-        )
-        for verdict in verdicts
-    ]
-    return dg.MetadataValue.table(records)
-
-
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return "missing"
-    return value or "none" if isinstance(value, str) else f"{value:.6g}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
 from assets.publishing import Job, Stage
 from resources import Rule
+from sae_pipeline.store import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def copy_files(artefact: Artefact, folder: Any, suffix: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in artefact.files:
         if name.endswith(suffix):
-            shutil.copy(artefact.file(name), folder / name)
+            atomic.replace(folder / name, artefact.file(name).read_bytes())
 
 
 SCALING_LAWS = Stage(
@@ -88,6 +88,7 @@ SCALING_LAWS = Stage(
     place=_place_laws,
     index="fit_id",
     kinds=frozenset({"scipy"}),
+    follows=True,
 )
 
 
@@ -118,7 +119,7 @@ def _show_report(workspace: Workspace, artefact: Artefact) -> Mapping[str, Any]:
 
 def _place_report(workspace: Workspace, artefact: Artefact) -> None:
     copy_files(artefact, workspace.study_dir / "report", ".html")
-    shutil.copy(artefact.file("summary.json"), workspace.study_dir / "summary.json")
+    atomic.replace(workspace.study_dir / "summary.json", artefact.file("summary.json").read_bytes())
 
 
 REPORT = Stage(
@@ -133,4 +134,5 @@ REPORT = Stage(
     show=_show_report,
     place=_place_report,
     kinds=frozenset({"html"}),
+    follows=True,
 )

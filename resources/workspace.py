@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
+def study_file(name: str) -> Path:
+    """The file of a study given as people name it: a path that ends in .yaml or .yml, or a name in studies/."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else CHECKOUT / "studies" / f"{name}.yaml"
+
+
+def outputs_dir() -> Path:
+    """Where results lie: `SAE_OUTPUTS`, by default `outputs` in the checkout."""
+    return Path(os.environ.get("SAE_OUTPUTS", CHECKOUT / "outputs")).resolve()
+
+
 @dataclass(frozen=True)
 class StudyGraph:
     """What a code location knows of its study without loading a model: enough to define assets and partitions.
@@ -29,12 +39,15 @@ class StudyGraph:
         root: folder that relative paths of the study start from.
         outputs_dir: where artefacts and the study's folder lie.
         sites: resolved site keys, in the order of the study.
+        path, overrides: the file and the settings that the study was read from.
     """
 
     study: Study
     root: Path
     outputs_dir: Path
     sites: tuple[str, ...]
+    path: Path
+    overrides: tuple[str, ...]
 
     @classmethod
     def load(cls) -> StudyGraph:
@@ -43,14 +56,21 @@ class StudyGraph:
         `SAE_STUDY` is a name in studies/ or a path (default `demo`), `SAE_SET` holds overrides, one a line,
         `SAE_OUTPUTS` the output folder (default `outputs` in the checkout).
         """
+        path = study_file(os.environ.get("SAE_STUDY", "demo"))
+        return cls.read(path, os.environ.get("SAE_SET", "").splitlines(), outputs_dir())
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str], outputs_dir: Path) -> StudyGraph:
+        """The graph of a study file with some values changed."""
         from sae_pipeline.planning.facts import resolve_sites
 
-        name = os.environ.get("SAE_STUDY", "demo")
-        path = Path(name) if name.endswith((".yaml", ".yml")) else CHECKOUT / "studies" / f"{name}.yaml"
-        study = load_study(path, os.environ.get("SAE_SET", "").splitlines())
-        outputs_dir = Path(os.environ.get("SAE_OUTPUTS", CHECKOUT / "outputs")).resolve()
+        study = load_study(path, overrides)
         sites = tuple(str(site) for site in resolve_sites(study, CHECKOUT).values())
-        return cls(study, CHECKOUT, outputs_dir, sites)
+        return cls(study, CHECKOUT, outputs_dir.resolve(), sites, path, tuple(overrides))
+
+    def reload(self) -> StudyGraph:
+        """The graph of the same file as it now stands, with nothing remembered of subject and corpora."""
+        return self.read(self.path, self.overrides, self.outputs_dir)
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -75,12 +95,13 @@ class Workspace:
         Raises:
             PipelineError: the study asks for what cannot be done, or the subject or a corpus cannot be used.
         """
+        from sae_pipeline.planning.continuation import tokens_in_use
         from sae_pipeline.planning.facts import gather_facts
         from sae_pipeline.planning.lineage import Lineage
         from sae_pipeline.planning.support import refuse_unsupported
 
         refuse_unsupported(self.study)
-        return Lineage(self.study, gather_facts(self.study, self.root))
+        return Lineage(self.study, gather_facts(self.study, self.root), tokens_in_use(self.outputs, self.pointers))
 
     def artefact(self, name: str) -> Artefact:
         """The published artefact of a node, of exactly the identity the study asks for.
@@ -97,6 +118,17 @@ class Workspace:
         """The published artefact of a node, or None."""
         node = self.lineage[name]
         return self.outputs.published(node.stage, node.key, node.identity)
+
+    def claim(self, node: Node) -> Artefact | None:
+        """The published artefact of a node with the study's pointer moved to it, or None if there is none."""
+        return self.outputs.claim(self.pointers, node.name, node.stage, node.key, node.identity)
+
+    def stale(self, assets: Container[str] | None = None) -> list[Node]:
+        """Nodes (of some assets) whose published artefact is not the one the study asks for, inputs first."""
+        from sae_pipeline.planning.staleness import stale
+
+        found = stale(self.lineage, self.outputs, self.pointers)
+        return [node for node in found if assets is None or node.asset in assets]
 
     def best(self, place: str) -> Artefact | None:
         """The best version so far of `<site>/<autoencoder>`, or None before the first."""

@@ -1,4 +1,4 @@
-"""`sae-pipeline …`: run a study, plan it, ask why something is stale, open the UI."""
+"""`sae-pipeline …`: run a study, plan it, ask how it stands and why something is stale, open the UI, clear up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_pipeline.upkeep import STALE, doctor, gc, status
+
 if TYPE_CHECKING:
     from resources.workspace import StudyGraph, Workspace
 
@@ -17,12 +19,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 done, 1 failed with a message that says what to change."""
+    """Entry point; returns the exit status: 0 done, 1 failed with a message that says what to change, 3 not current."""
     options = _parser().parse_args(arguments)
-    _set_environment(options)
     from sae_pipeline.store import PipelineError
 
     try:
+        _set_environment(options)
         return int(options.run(options))
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, *, study: bool = True
+        name: str, run: Callable[[argparse.Namespace], int], text: str, *, study: bool = True, home: bool = True
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, study=None, home=home)
         if study:
             command.add_argument(
                 "study", nargs="?", default=None, help="a name in studies/ or a YAML file; default demo"
@@ -58,7 +60,35 @@ def _parser() -> argparse.ArgumentParser:
     why_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
     ui_command = add("ui", ui, "Open the Dagster UI on this machine.")
     ui_command.add_argument("--port", default="3000", help="port on loopback")
+    status_command = add("status", status, f"How a study stands. Exit status: 0 all current, {STALE} not.", home=False)
+    status_command.add_argument("--json", action="store_true", help="the same as JSON")
+    doctor_command = add(
+        "doctor", doctor, "Is this machine fit for it? Exit status: 0 yes, 1 no.", study=False, home=False
+    )
+    doctor_command.add_argument("studies", nargs="*", help="studies whose needs are looked at too")
+    _add_gc(add("gc", gc, "List what no study refers to, and delete it if told to.", study=False, home=False))
+    _add_backfill(
+        add("backfill", backfill, "Make one asset over all its partitions, or over those missing.", study=False)
+    )
     return parser
+
+
+def _add_backfill(command: argparse.ArgumentParser) -> None:
+    command.add_argument("asset", help="e.g. eval_downstream, codes, autoencoder")
+    command.add_argument("--missing", action="store_true", help="only what is missing or stale")
+    command.add_argument("--key", action="append", default=[], help="only this autoencoder or site; may be repeated")
+    command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
+
+
+def _add_gc(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "studies", nargs="*", help="studies whose unfinished drafts are kept; those in studies/ are known anyway"
+    )
+    command.add_argument(
+        "--older-than", default="1d", metavar="AGE", help="untouched for 90s, 30min, 12h, 7d; default 1d"
+    )
+    command.add_argument("--drafts", action="store_true", help="unfinished drafts too, though a study asks for them")
+    command.add_argument("--delete", action="store_true", help="delete what is listed; without it nothing is changed")
 
 
 def _set_environment(options: argparse.Namespace) -> None:
@@ -69,10 +99,23 @@ def _set_environment(options: argparse.Namespace) -> None:
         os.environ["SAE_SET"] = "\n".join([*os.environ.get("SAE_SET", "").splitlines(), *options.set])
     if options.outputs is not None:
         os.environ["SAE_OUTPUTS"] = str(Path(options.outputs).resolve())
-    home = Path(os.environ.setdefault("DAGSTER_HOME", str(CHECKOUT / ".dagster_home")))
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copy(CHECKOUT / "dagster.yaml", home / "dagster.yaml")
+    home = Path(os.environ.get("DAGSTER_HOME") or CHECKOUT / ".dagster_home").absolute()
+    os.environ["DAGSTER_HOME"] = str(home)
+    if options.home:
+        _make_home(home)
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists():
+            shutil.copy(CHECKOUT / "dagster.yaml", home / "dagster.yaml")
+    except OSError as error:
+        from sae_pipeline.store import PipelineError
+
+        raise PipelineError(
+            f"DAGSTER_HOME is {home}, which cannot be written ({error.strerror}); set it to another folder, or unset it"
+        ) from None
 
 
 def _graph() -> StudyGraph:
@@ -146,3 +189,24 @@ def ui(options: argparse.Namespace) -> int:
     command = ["dagster", "dev", "-h", "127.0.0.1", "-p", options.port, "-w", str(CHECKOUT / "workspace.yaml")]
     print(f"http://127.0.0.1:{options.port}  (Ctrl-C ends it)", file=sys.stderr)
     os.execv(Path(sys.executable).parent / "dagster", command)
+
+
+def backfill(options: argparse.Namespace) -> int:
+    """Materialise one asset over its partitions in this process; partitions that exist are recorded again."""
+    from assets.launching import backfill, prepare_instance
+    from sae_pipeline.definitions import build_definitions
+    from sae_pipeline.planning.lineage import asset_nodes
+
+    graph = _graph()
+    nodes = asset_nodes(graph.workspace.lineage, options.asset, options.key)
+    if options.missing:
+        wanted = {node.name for node in graph.workspace.stale([options.asset])}
+        nodes = [node for node in nodes if node.name in wanted]
+    failures = backfill(build_definitions(graph), graph, prepare_instance(graph), nodes) if nodes else []
+    print("\n".join(f"error: {failure}" for failure in failures), file=sys.stderr, end="\n" if failures else "")
+    print(f"{options.asset}: {len(nodes)} partitions" + (f", {len(failures)} runs failed" if failures else ", done"))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

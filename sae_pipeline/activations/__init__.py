@@ -8,10 +8,12 @@ from sae_pipeline.activations.harvesting import harvest
 from sae_pipeline.activations.layout import contexts_for_rows, open_activations, shard_rows_of
 from sae_pipeline.activations.moments import Moments
 from sae_pipeline.activations.scoring import clean_scores, spliced_scores
+from sae_pipeline.activations.takeover import Earlier, taken_over
 
 __all__ = [
     "ActivationError",
     "ActivationOverflow",
+    "Earlier",
     "EvaluationSet",
     "Moments",
     "audit_evaluation_set",
@@ -24,4 +26,5 @@ __all__ = [
     "shard_rows_of",
     "spliced_scores",
     "summarise_shards",
+    "taken_over",
 ]

@@ -9,9 +9,9 @@ import pandas as pd
 
 from sae_pipeline.activations.evaluation_builder import summarise
 from sae_pipeline.activations.evaluation_set import CLEAN_ARRAYS, RECORD, REFERENCE_ARRAYS, EvaluationSet
-from sae_pipeline.activations.harvesting import HARVEST
-from sae_pipeline.activations.layout import ACTS
+from sae_pipeline.activations.layout import ACTS, HARVEST
 from sae_pipeline.activations.moments import Moments
+from sae_pipeline.activations.takeover import taken_over
 from sae_pipeline.store import Artefact, Damaged, Draft, ShardedArray
 
 _ENOUGH_ROWS: Final = 32
@@ -76,8 +76,12 @@ def _figures(moments: Moments) -> dict[str, Any]:
 
 
 def summarise_shards(draft: Draft | Artefact) -> dict[str, Any]:
-    """Figures of harvested activations as a whole: rows, width, shards, dtype, largest value, norm, micro-batch."""
+    """Figures of harvested activations as a whole: rows, width, shards, dtype, largest value, norm, micro-batch.
+
+    And, if there are any, how many shards were taken over from an earlier version.
+    """
     array, frame = draft.array(ACTS), audit_frame(draft)
+    taken = sum(map(len, taken_over(draft).values()))
     return {
         "rows": int(frame["rows"].sum()),
         "d": int(array.shape[1]),
@@ -87,6 +91,7 @@ def summarise_shards(draft: Draft | Artefact) -> dict[str, Any]:
         "absmax": float(frame["absmax"].max()),
         "mean_norm": float(np.average(frame["mean_norm"].fillna(0.0), weights=frame["rows"].clip(lower=1))),
         "micro_batch": int(draft.read_json(HARVEST)["micro_batch"]),
+        **({"shards_taken_over": taken} if taken else {}),
     }
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae_pipeline.activations.errors import ActivationError, ActivationOverflow
-from sae_pipeline.activations.layout import ACTS, TORCH_DTYPES, Span, check_shard_bytes, shard_rows_of, span_of
+from sae_pipeline.activations.layout import (
+    ACTS,
+    HARVEST,
+    TORCH_DTYPES,
+    Span,
+    check_shard_bytes,
+    shard_rows_of,
+    span_of,
+)
 from sae_pipeline.activations.moments import Moments
+from sae_pipeline.activations.takeover import Earlier, take_over
 from sae_pipeline.activations.writer import BackgroundTasks
 from sae_pipeline.store import Draft, Progress, ShardedArray, silent
 from sae_pipeline.study import ActivationsConfig, Site
 from sae_pipeline.subjects import Subject
 from sae_pipeline.tokens import Contexts, Tokens
-
-HARVEST: Final = "harvest.json"
-"""What was chosen at run time and can change bits: the contexts of one forward pass."""
 
 
 def harvest(
@@ -28,6 +34,7 @@ def harvest(
     drafts: Mapping[Site, Draft],
     config: ActivationsConfig,
     *,
+    earlier: Mapping[Site, Earlier | None] | None = None,
     progress: Progress = silent,
     shards: range | None = None,
 ) -> None:
@@ -36,13 +43,15 @@ def harvest(
     Shard i of every site holds rows [i * shard_rows, (i + 1) * shard_rows) of the eligible positions in context order.
     It is computed from the contexts that contain them, in micro-batches counted from the first of these, so it depends
     on i alone and not on what was computed before. Committed shards are skipped; a draft that was begun keeps its
-    micro-batch. Each commit carries the shard's moments and its contexts.
+    micro-batch. Each commit carries the shard's moments and its contexts. A shard that an earlier version of a site
+    already holds is taken over, bit for bit, without running the model (see `takeover`).
 
     Args:
         subject: the loaded model.
         tokens: contexts to run it on.
         drafts: one open draft per site; each gets the array `acts` (rows, width).
         config: storage dtype, rows of a shard, contexts of one forward pass.
+        earlier: versions to take shards over from, by site.
         progress: told the tokens done.
         shards: make these shards only, to divide the work among processes.
 
@@ -53,9 +62,12 @@ def harvest(
     contexts = tokens.split("train")
     if not contexts.n_rows:
         raise ActivationError("the training split has no eligible rows; check tokens.exclude and the corpora")
-    arrays = {site: _array(draft, subject.width(site), contexts, config) for site, draft in drafts.items()}
+    shard_rows = shard_rows_of(tokens.sized_by_rows, config.shard_tokens)
+    arrays = {site: _array(draft, subject.width(site), contexts, shard_rows, config) for site, draft in drafts.items()}
     micro_batch = settle_micro_batch(drafts.values(), config.micro_batch)
     wanted = shards if shards is not None else range(next(iter(arrays.values())).n_shards)
+    for site, draft in drafts.items():
+        take_over(draft, contexts, (earlier or {}).get(site), wanted, progress=progress)
     missing = {i: [site for site, array in arrays.items() if not array.is_committed(i)] for i in wanted}
     missing = {i: sites for i, sites in missing.items() if sites}
     pace = _Pace(progress, contexts, done=contexts.n_rows - _rows_in(arrays, missing))
@@ -93,10 +105,9 @@ def micro_batches(contexts: Contexts, first: int, last: int, size: int) -> Itera
         yield ids_cl[start : start + size], mask_cl[start : start + size]
 
 
-def _array(draft: Draft, width: int, contexts: Contexts, config: ActivationsConfig) -> ShardedArray:
-    rows = shard_rows_of(contexts.n_rows, config.shard_tokens)
-    check_shard_bytes(rows, width, config.dtype)
-    return draft.array(ACTS, shape=(contexts.n_rows, width), dtype=config.dtype, shard_rows=rows)
+def _array(draft: Draft, width: int, contexts: Contexts, shard_rows: int, config: ActivationsConfig) -> ShardedArray:
+    check_shard_bytes(shard_rows, width, config.dtype)
+    return draft.array(ACTS, shape=(contexts.n_rows, width), dtype=config.dtype, shard_rows=shard_rows)
 
 
 def _rows_in(arrays: Mapping[Site, ShardedArray], shards: Mapping[int, list[Site]]) -> int:

@@ -16,6 +16,9 @@ from sae_pipeline.tokens import Contexts
 ACTS: Final = "acts"
 """Name of the array of activation rows."""
 
+HARVEST: Final = "harvest.json"
+"""The contexts of one forward pass, chosen at run time and able to change bits; and which shards were taken over."""
+
 MIN_SHARDS: Final = 16
 MAX_SHARD_BYTES: Final = 256 << 20
 TORCH_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

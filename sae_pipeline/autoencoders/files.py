@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from sae_pipeline.autoencoders.recipes import AutoencoderConfig, recipe_of
 from sae_pipeline.dataset import Normaliser
 from sae_pipeline.kernels import Parameters
-from sae_pipeline.store import NewerFormat, PipelineError, read_json
+from sae_pipeline.store import Artefact, NewerFormat, NotPublished, PipelineError, read_json
 
 FORMAT = "sae-pipeline autoencoder"
 VERSION = 1
@@ -38,8 +38,11 @@ def to_files(
 
 
 def from_files(folder: Path) -> tuple[AutoencoderConfig, Parameters, Normaliser, dict[str, Any]]:
-    """What `to_files` was given; PipelineError or NewerFormat naming the file and what is wrong with it."""
-    path = folder / CONFIG
+    """What `to_files` was given; PipelineError or NewerFormat naming the file and what is wrong with it.
+
+    In a published artefact both files are compared with what was published; else there is nothing to compare with.
+    """
+    path = _checked(folder, CONFIG)
     if not path.is_file():
         raise PipelineError(f"{folder}: no autoencoder here ({CONFIG} is missing)")
     document = read_json(path)
@@ -54,7 +57,14 @@ def from_files(folder: Path) -> tuple[AutoencoderConfig, Parameters, Normaliser,
     except (KeyError, TypeError) as error:
         raise PipelineError(f"{path}: a field is missing or unknown: {error}") from error
     recipe_of(config.recipe)
-    return config, _read_weights(folder / WEIGHTS, config), normaliser, provenance
+    return config, _read_weights(_checked(folder, WEIGHTS), config), normaliser, provenance
+
+
+def _checked(folder: Path, name: str) -> Path:
+    try:
+        return Artefact.open(folder).file(name)
+    except NotPublished:
+        return folder / name
 
 
 def _read_weights(path: Path, config: AutoencoderConfig) -> Parameters:

@@ -33,7 +33,6 @@ def _measure(inputs: Sequence[MetricInputs]) -> list[MetricResult]:
 
 
 def _measure_one(inputs: MetricInputs) -> MetricResult:
-    inputs.only_parameters()
     counts = _Counts.of(inputs)
     return MetricResult(
         "density",

@@ -48,7 +48,7 @@ def _measure(inputs: Sequence[MetricInputs]) -> list[MetricResult]:
     ]
 
 
-METRIC = Metric("downstream", VERSION, needs_subject=True, measure=_measure)
+METRIC = Metric("downstream", VERSION, needs_subject=True, measure=_measure, parameters={"ablations": ABLATIONS})
 """kl (clean ‖ spliced) and dce (spliced − clean cross-entropy) in nats per token, and loss_recovered [zero, mean] =
 (CE_ablated − CE_spliced) / (CE_ablated − CE_clean). `zero_ablation` and `mean_ablation`, variants of kl and dce, are
 what these replacements cost by themselves.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -65,25 +65,8 @@ class MetricInputs:
         )
 
     def parameter(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        """The metric's only parameter: a list whose values are among the default's.
-
-        Raises:
-            EvaluationError: another parameter is given, or an unknown value.
-        """
-        self.only_parameters(name)
-        chosen = tuple(self.parameters.get(name, default))
-        wrong = [value for value in chosen if value not in default]
-        if wrong:
-            raise EvaluationError(f"{name}: {wrong[0]!r} is not one of {', '.join(default)}")
-        return chosen
-
-    def only_parameters(self, *known: str) -> None:
-        """Raise EvaluationError if a parameter is given that the metric does not know."""
-        unknown = sorted(set(self.parameters) - set(known))
-        if unknown:
-            raise EvaluationError(
-                f"metric parameter {unknown[0]!r} is unknown; this metric takes {', '.join(known) or 'none'}"
-            )
+        """The values of a parameter, which `Metric.check_parameters` has seen, or the default's."""
+        return tuple(self.parameters.get(name, default))
 
     @property
     def key(self) -> dict[str, Any]:
@@ -96,13 +79,30 @@ class Metric:
     """A metric: its name, the version to raise when its results change, and whether it runs the subject.
 
     `measure` takes autoencoders of one site and evaluation set together, so that what does not depend on the
-    autoencoder is computed once; results do not depend on the company.
+    autoencoder is computed once; results do not depend on the company. `parameters` holds, by name, the values that a
+    study may list under it (default all of them).
     """
 
     name: str
     version: int
     needs_subject: bool
     measure: Callable[[Sequence[MetricInputs]], list[MetricResult]]
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def check_parameters(self, given: Mapping[str, Any]) -> None:
+        """Raise EvaluationError if a parameter is unknown, or is no list of values that it may take."""
+        for name, values in given.items():
+            if name not in self.parameters:
+                raise EvaluationError(
+                    f"metric {self.name}: the parameter {name!r} is unknown; "
+                    f"this metric takes {', '.join(self.parameters) or 'none'}"
+                )
+            known = self.parameters[name]
+            if not isinstance(values, list | tuple) or not values:
+                raise EvaluationError(f"metric {self.name}: {name} takes a list of {', '.join(known)}, not {values!r}")
+            wrong = [value for value in values if value not in known]
+            if wrong:
+                raise EvaluationError(f"metric {self.name}: {name} {wrong[0]!r} is not one of {', '.join(known)}")
 
     def run_many(self, inputs: Sequence[MetricInputs]) -> list[MetricResult]:
         """Measure autoencoders of one evaluation set.
@@ -115,6 +115,7 @@ class Metric:
             raise EvaluationError("measure autoencoders of one evaluation set at a time")
         for one in inputs:
             one.check()
+            self.check_parameters(one.parameters)
             if self.needs_subject and one.subject is None:
                 raise EvaluationError(f"metric {self.name} runs the subject model; pass it in")
         return self.measure(inputs)

@@ -66,7 +66,7 @@ def _measure_one(inputs: MetricInputs) -> MetricResult:
     )
 
 
-METRIC = Metric("reconstruction", VERSION, needs_subject=False, measure=_measure)
+METRIC = Metric("reconstruction", VERSION, needs_subject=False, measure=_measure, parameters={"variants": VARIANTS})
 """nmse, explained_variance, l0, l2_ratio, relative_bias, cosine; variants `all` and `without_position_0`.
 
 nmse = Σ‖u−û‖² / Σ‖u−ū‖² with ū the mean of the variant's rows (Gao et al. 2024 §2.1); l2_ratio, relative_bias and

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Facts:
         sites: resolved site of each site key as the study writes it.
         corpora: content fingerprint of each corpus by name.
         split_list: held-out document names of each corpus that ships one, by corpus name.
+        files: SHA-256 of every file of the corpora that are local files, by corpus and file.
     """
 
     subject: str
@@ -38,6 +40,7 @@ class Facts:
     sites: Mapping[str, Site]
     corpora: Mapping[str, Mapping[str, Any]]
     split_list: Mapping[str, list[str]]
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def count_layers(study: Study, root: Path) -> int:
@@ -47,7 +50,13 @@ def count_layers(study: Study, root: Path) -> int:
     if study.subject.shape is not None:
         return study.subject.shape.n_layers
     raw = read_config(locate(study.subject, root=root, weights=False))
-    return int(raw.get("n_layer") or raw["num_hidden_layers"])
+    n_layers = raw.get("n_layer") or raw.get("num_hidden_layers")
+    if not isinstance(n_layers, int):
+        raise PipelineError(
+            f"subject {study.subject.id!r}: config.json gives no number of layers (n_layer or num_hidden_layers), "
+            "so a site cannot be a fraction of the depth; write its layer as a number"
+        )
+    return n_layers
 
 
 def resolve_sites(study: Study, root: Path) -> dict[str, Site]:
@@ -57,13 +66,13 @@ def resolve_sites(study: Study, root: Path) -> dict[str, Site]:
         PipelineError: a site lies outside the model, or two name the same place.
     """
     fractions = any("of" in text.rsplit(".", 2)[1] for text in study.sites)
-    n_layers = count_layers(study, root) if fractions else 10**6
+    n_layers = count_layers(study, root) if fractions else sys.maxsize
     try:
         sites = {text: resolve_site(text, n_layers) for text in study.sites}
     except ValueError as error:
         raise PipelineError(str(error)) from None
     if len(set(sites.values())) < len(sites):
-        raise PipelineError(f"sites: {', '.join(study.sites)} name one place twice")
+        raise PipelineError(f"sites: {', '.join(study.sites)} name one place twice; take one out")
     return sites
 
 
@@ -75,10 +84,12 @@ def gather_facts(study: Study, root: Path) -> Facts:
         root: folder that relative paths of the study start from.
 
     Raises:
-        PipelineError: the subject or a corpus cannot be reached or used, or the contexts do not fit the subject.
+        PipelineError: the subject or a corpus cannot be reached or used, the contexts do not fit the subject, or
+            settings of the study contradict each other.
     """
+    from sae_pipeline.planning.consistency import refuse_contradictions
     from sae_pipeline.subjects import describe
-    from sae_pipeline.tokens import fingerprint
+    from sae_pipeline.tokens.corpora import fingerprint_and_files
 
     card = describe(study.subject, root=root)
     if study.tokens.context > card.max_positions:
@@ -87,8 +98,9 @@ def gather_facts(study: Study, root: Path) -> Facts:
             f"of {study.subject.id}; shorten it"
         )
     sites = resolve_sites(study, root)
-    for site in sites.values():
-        card.check(site)
+    widths = {site: card.width(site) for site in sites.values()}
+    refuse_contradictions(study, widths, sites)
+    content = {corpus.name: fingerprint_and_files(corpus, root=root) for corpus in study.corpora}
     return Facts(
         subject=card.fingerprint,
         tokenizer=card.tokenizer_fingerprint,
@@ -98,10 +110,11 @@ def gather_facts(study: Study, root: Path) -> Facts:
         vocab_size=card.vocab_size,
         n_params=card.n_params,
         max_positions=card.max_positions,
-        widths={site: card.width(site) for site in sites.values()},
+        widths=widths,
         sites=sites,
-        corpora={corpus.name: fingerprint(corpus, root=root) for corpus in study.corpora},
+        corpora={name: found for name, (found, _) in content.items()},
         split_list=_split_lists(study, root),
+        files={name: files for name, (_, files) in content.items() if files},
     )
 
 
@@ -132,10 +145,14 @@ def autoencoder_keys(study: Study, root: Path) -> list[str]:
 
 def declared_facts(study: Study, root: Path) -> Facts:
     """Facts from the sizes the study declares (`subject.shape`): enough for `plan`, never for a run."""
+    from sae_pipeline.planning.consistency import refuse_contradictions
+
     shape = study.subject.shape
     if shape is None:
         raise PipelineError("subject.shape is not declared, so nothing can be planned without the model")
     sites = resolve_sites(study, root)
+    widths = {site: 4 * shape.d_model if site.where == "mlp_mid" else shape.d_model for site in sites.values()}
+    refuse_contradictions(study, widths, sites)
     return Facts(
         subject="declared",
         tokenizer="declared",
@@ -145,7 +162,7 @@ def declared_facts(study: Study, root: Path) -> Facts:
         vocab_size=shape.vocab_size,
         n_params=shape.n_params,
         max_positions=shape.max_positions,
-        widths={site: 4 * shape.d_model if site.where == "mlp_mid" else shape.d_model for site in sites.values()},
+        widths=widths,
         sites=sites,
         corpora={corpus.name: {"content": "declared"} for corpus in study.corpora},
         split_list={},
@@ -165,5 +182,7 @@ def _split_lists(study: Study, root: Path) -> dict[str, list[str]]:
             f"corpora: {names[0]!r} follows the split of the subject's card, but {study.subject.id} ships none; "
             "use split: near_duplicate_cluster"
         )
-    held_out = list(read_json(card)["held_out"])
+    held_out = read_json(card).get("held_out")
+    if not isinstance(held_out, list):
+        raise PipelineError(f"{card}: lists no held_out documents; use split: near_duplicate_cluster")
     return {name: held_out for name in names}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from sae_pipeline.planning.continuation import InUse, continued
 from sae_pipeline.planning.facts import Facts
 from sae_pipeline.store import PipelineError
 from sae_pipeline.study import VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
@@ -40,14 +41,17 @@ class Node:
 
 
 class Lineage:
-    """All nodes of a study by name, inputs before what is made from them."""
+    """All nodes of a study by name, inputs before what is made from them.
 
-    def __init__(self, study: Study, facts: Facts) -> None:
+    `in_use`: the tokens that the study uses, which new ones may continue; None: whatever is made begins with nothing.
+    """
+
+    def __init__(self, study: Study, facts: Facts, in_use: InUse | None = None) -> None:
         self.study = study
         self.facts = facts
         self.specs: dict[Site, dict[str, AutoencoderSpec]] = {}
         self.nodes: dict[str, Node] = {}
-        self._add_tokens()
+        self._add_tokens(in_use)
         for text, site in facts.sites.items():
             self.specs[site] = expand(study, site, text, facts.widths[site])
             self._add_site(text, site)
@@ -73,7 +77,7 @@ class Lineage:
         self.nodes[name] = Node(name, stage, key, identity_of(record), record, tuple(inputs))
         return name
 
-    def _add_tokens(self) -> None:
+    def _add_tokens(self, in_use: InUse | None) -> None:
         config = {
             "tokens": self.study.tokens.determining(),
             "corpora": [
@@ -85,7 +89,8 @@ class Lineage:
             "seed": self.study.seed,
         }
         key = "-".join(corpus.name for corpus in self.study.corpora)
-        self._add("tokens", "tokens", key, "tokens", config, [])
+        record = continued(lineage_record("tokens", VERSIONS["tokens"], config, {}), self.facts.files, in_use)
+        self.nodes["tokens"] = Node("tokens", "tokens", key, identity_of(record), record, ())
 
     def _add_site(self, text: str, site: Site) -> None:
         study, facts = self.study, self.facts
@@ -215,7 +220,26 @@ def matching_nodes(lineage: Lineage, key: str) -> list[Node]:
     ]
     if not found:
         names = list(lineage.nodes) + [name.rsplit("/", 1)[-1] for name in lineage.nodes]
-        near = difflib.get_close_matches(key, names, n=3, cutoff=0.3)
-        nearest = ", ".join(dict.fromkeys(near)) or "nothing"
-        raise PipelineError(f"nothing in study {lineage.study.study!r} is named {key!r}; near: {nearest}")
+        raise PipelineError(f"nothing in study {lineage.study.study!r} is named {key!r}; near: {_near(key, names)}")
     return found
+
+
+def asset_nodes(lineage: Lineage, asset: str, keys: Sequence[str] = ()) -> list[Node]:
+    """Nodes of one asset; of some autoencoders or sites where `keys` names them.
+
+    Raises:
+        PipelineError: there is no such asset, or a key names none of its partitions.
+    """
+    assets = list(dict.fromkeys(node.asset for node in lineage))
+    if asset not in assets:
+        raise PipelineError(f"no asset is named {asset!r}; near: {_near(asset, assets)}; all: {', '.join(assets)}")
+    nodes = lineage.of_asset(asset)
+    parts = [part for node in nodes for part in node.name.split("/")[1:]]
+    for key in keys:
+        if key not in parts:
+            raise PipelineError(f"{asset} has no partition {key!r}; near: {_near(key, parts)}")
+    return [node for node in nodes if not keys or set(keys) & set(node.name.split("/")[1:])]
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(difflib.get_close_matches(name, names, n=3, cutoff=0.3))) or "nothing"

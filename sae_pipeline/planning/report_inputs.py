@@ -9,21 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from sae_pipeline.planning.gates import GATES, gate_file
 from sae_pipeline.planning.lineage import Lineage, Node
 from sae_pipeline.report import GATE_COLUMNS, LineageNode, ReportInputs, SiteInputs
 from sae_pipeline.scaling import read_result
 from sae_pipeline.store import Artefact, NotPublished, Outputs, read_json
 
 _PACKAGES = ("sae-pipeline", "torch", "transformers", "zarr", "dagster", "great-expectations", "pandas")
-
-
-GATES = "gates"
-"""Folder, below a study's, with the last verdicts of every node."""
-
-
-def gate_file(node: str) -> str:
-    """Name of the file with a node's last verdicts."""
-    return f"{node.replace('/', '--')}.json"
 
 
 def collect_report(lineage: Lineage, outputs: Outputs) -> ReportInputs:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
+from sae_pipeline.planning.continuation import CONTINUES
 from sae_pipeline.planning.lineage import Lineage, Node
 from sae_pipeline.store import Artefact, Outputs, Pointers
 
@@ -51,22 +53,33 @@ def explain(node: Node, outputs: Outputs, pointers: Pointers) -> Status:
     published = Artefact.open(outputs.root / where)
     if published.identity == node.identity:
         return Status(node, False, ("the pointer does not name its folder",))
-    return Status(node, False, tuple(differences(published.lineage, node.record)))
+    return Status(node, False, tuple(_reasons(published, node)))
+
+
+def _reasons(published: Artefact, node: Node) -> list[str]:
+    earlier = node.record.get(CONTINUES)
+    if earlier is None:
+        return differences(published.lineage, node.record)
+    changed = differences(published.lineage, {**node.record, CONTINUES: published.lineage.get(CONTINUES)})
+    which = "the version in use" if earlier == published.identity else f"version {earlier[:12]}"
+    return [*changed, f"continues {which}: begins with its contexts, so that its whole shards of activations are kept"]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """List the leaves in which two records differ, as `path: old → new`."""
+    """List the leaves in which two records differ, as `path: old → new`; items of a list that have names by name."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(set(old) | set(new)):
             found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         return found
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        return [
-            line
-            for index, (a, b) in enumerate(zip(old, new, strict=True))
-            for line in differences(a, b, f"{path}[{index}]")
-        ]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        pairs = list(zip_longest(old, new))
+        if len(old) == len(new) or any(isinstance(item, dict) for item in (*old, *new)):
+            return [
+                line
+                for index, (a, b) in enumerate(pairs)
+                for line in differences(a, b, f"{path}[{_name(a) or _name(b) or index}]")
+            ]
     return (
         []
         if old == new or (isinstance(old, list | tuple) and list(old) == list(new))
@@ -74,6 +87,10 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     )
 
 
+def _name(item: Any) -> str | None:
+    return item.get("name") if isinstance(item, dict) else None
+
+
 def _short(value: Any) -> str:
-    text = str(value)
+    text = _name(value) or str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"

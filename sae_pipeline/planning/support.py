@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sae_pipeline.store import PipelineError
 from sae_pipeline.study import Study
+from sae_pipeline.study.ahead import Keep, Promote, Retrain
 
 
 def refuse_unsupported(study: Study) -> None:
@@ -59,10 +60,24 @@ def _rest(study: Study) -> Iterator[str]:
     given = {
         "evaluation.sets": study.evaluation.sets,
         "evaluation.controls": study.evaluation.controls or None,
-        "retrain": study.retrain,
         "budget": study.budget,
         "report.compare_with": study.report.compare_with,
     }
     yield from (name for name, value in given.items() if value is not None)
+    if study.retrain is not None:
+        yield from _retrain(study.retrain)
     if "table" in study.scaling.forms:
         yield "scaling form 'table'; the points are always written, leave the list empty for no fits"
+
+
+def _retrain(retrain: Retrain) -> Iterator[str]:
+    """Of `retrain` only the time acts: what is stale is made anew, from scratch, with the study's own budgets."""
+    given = {
+        "when.new_tokens": retrain.when.new_tokens,
+        "start: warm": retrain.start == "warm" or None,
+        "tokens": retrain.tokens,
+        "mix": retrain.mix,
+        "promote": retrain.promote if retrain.promote != Promote() else None,
+        "keep": retrain.keep if retrain.keep != Keep() else None,
+    }
+    yield from (f"retrain.{name}; leave it out" for name, value in given.items() if value is not None)

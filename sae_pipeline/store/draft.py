@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -39,8 +40,7 @@ class Draft:
         """
         path = Path(path)
         _refuse_published(path)
-        atomic.make_dir(path)
-        lock = FileLock(path / ".lock")
+        lock = _lock_folder(path)
         try:
             _refuse_published(path)  # its holder may have published it before we got the lock
             wanted = {"format": FORMAT, "stage": stage, "key": key, "identity": identity, "lineage": lineage}
@@ -174,6 +174,13 @@ class Draft:
         # A crash between mkdir and its fsync leaves a folder that later calls take for durable.
         for folder in [self.path, *self.path.parents[:3], *(path for path in self.path.rglob("*") if path.is_dir())]:
             atomic.fsync_dir(folder)
+
+
+def _lock_folder(path: Path) -> FileLock:
+    while True:
+        atomic.make_dir(path)
+        with contextlib.suppress(FileNotFoundError):  # an old attempt that was cleared away before we had its lock
+            return FileLock(path / ".lock")
 
 
 def _refuse_published(path: Path) -> None:

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae_pipeline.store import atomic
-from sae_pipeline.store.artefact import Artefact
-from sae_pipeline.store.errors import NotPublished
+from sae_pipeline.store.array_format import FORMAT
+from sae_pipeline.store.artefact import ARTEFACT, Artefact
+from sae_pipeline.store.errors import Damaged, NewerFormat, NotPublished
 from sae_pipeline.store.locks import FileLock
+
+_REBUILT = "move it away and run the study again: it is made anew, and no artefact with it"
+
+CURRENT, BEST = "current.json", "best.json"
+"""Files of a study's folder that say which artefacts it uses; what they name is never collected."""
+
+_OF_A_STUDY = (CURRENT, BEST, "summary.json")
 
 
 class Outputs:
@@ -33,9 +41,38 @@ class Outputs:
             return None
         return found if found.identity == identity else None
 
+    def claim(self, pointers: Pointers, node_key: str, stage: str, key: str, identity: str) -> Artefact | None:
+        """What `published` returns, with the node's pointer moved to it in the same breath: no collection takes it."""
+        with self.keeping():
+            found = self.published(stage, key, identity)
+            if found is not None:
+                pointers.set(node_key, found)
+            return found
+
+    def keeping(self) -> FileLock:
+        """A context in which nothing is collected (see `collect`): what is found there can be claimed there.
+
+        Open drafts in it: a collection that begins later sees the draft, and keeps what its lineage names. Waits while
+        a collection decides and moves (not while it deletes), and can be nested.
+        """
+        return self._collection_lock(shared=True)
+
+    def collecting(self) -> FileLock:
+        """The context of a collection: nothing is claimed and no draft opened meanwhile. Waits for those at it."""
+        return self._collection_lock(shared=False)
+
+    def _collection_lock(self, *, shared: bool) -> FileLock:
+        atomic.make_dir(self.root / "artefacts")
+        return FileLock(self.root / "artefacts" / ".collect.lock", wait=True, shared=shared)
+
     def pointers(self, study: str) -> Pointers:
         """The pointers of a study."""
         return Pointers(self.root, study)
+
+    def studies(self) -> list[str]:
+        """Names of the studies that have something here, sorted."""
+        folders = self.root.iterdir() if self.root.is_dir() else ()
+        return sorted(path.name for path in folders if any((path / name).is_file() for name in _OF_A_STUDY))
 
 
 class Pointers:
@@ -43,7 +80,7 @@ class Pointers:
 
     def __init__(self, root: Path, study: str) -> None:
         self._root = Path(root)
-        self._path = self._root / study / "current.json"
+        self._path = self._root / study / CURRENT
 
     def get(self, node_key: str) -> str | None:
         """The path of the node's artefact relative to the root, or None."""
@@ -54,17 +91,31 @@ class Pointers:
         yield from sorted(self._read().items())
 
     def set(self, node_key: str, artefact: Artefact) -> None:
-        """Point a node at an artefact: the last step of publishing, an atomic replace under a lock."""
+        """Point a node at an artefact: the last step of publishing, an atomic replace under a lock.
+
+        Raises NotPublished if the artefact was collected before this could name it.
+        """
         atomic.make_dir(self._path.parent)
-        lock = FileLock(self._path.parent / ".current.lock", wait=True)
-        try:
-            target = artefact.path.resolve().relative_to(self._root.resolve()).as_posix()
-            atomic.write_json_atomic(self._path, self._read() | {node_key: target})
-        finally:
-            lock.release()
+        target = artefact.path.resolve().relative_to(self._root.resolve()).as_posix()
+        with Outputs(self._root).keeping(), FileLock(self._path.parent / ".current.lock", wait=True):
+            if not (artefact.path / ARTEFACT).is_file():
+                raise NotPublished(artefact.path)
+            pointers = self._read()
+            if pointers.get(node_key) != target:
+                atomic.write_json_atomic(self._path, pointers | {node_key: target})
 
     def _read(self) -> dict[str, str]:
         try:
-            return dict(atomic.read_json(self._path))
+            found = atomic.read_json(self._path)
         except FileNotFoundError:
             return {}
+        except NotADirectoryError:
+            raise Damaged(self._path, "lies below a file; choose another output folder") from None
+        except Damaged as error:
+            raise Damaged(self._path, f"{error.cause}; {_REBUILT}") from None
+        version = found.get("format", FORMAT) if isinstance(found, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise NewerFormat(self._path, version, FORMAT)
+        if not isinstance(found, dict) or not all(isinstance(path, str) for path in found.values()):
+            raise Damaged(self._path, f"does not map nodes to folders; {_REBUILT}")
+        return found

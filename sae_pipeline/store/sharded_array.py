@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,7 @@ class ShardedArray:
         `x` holds the shard's rows in the storage dtype (see `dtype`); `info` is any JSON and is kept in the record.
         """
         rows = self.rows(i)
-        if self._before_write is None:
-            raise PipelineError(f"{self._path}: this array is read-only; what is published never changes")
-        self._before_write()
+        self._must_write()
         expected = (rows.stop - rows.start, *self.shape[1:])
         if x.shape != expected or x.dtype != self.dtype:
             raise PipelineError(f"{self._path}: shard {i} needs {expected} of {self.dtype}, got {x.shape} of {x.dtype}")
@@ -106,10 +106,44 @@ class ShardedArray:
             "chunk_crc32c": list(seal.chunk_crc32c),
             "info": info or {},
         }
-        atomic.make_dir(self._commits)
-        with contextlib.suppress(FileExistsError):  # another writer made the same shard meanwhile
-            atomic.create(self.commit_path(i), atomic.seal(record))
+        self._commit(i, record)
         return True
+
+    def adopt(self, i: int, other: ShardedArray) -> bool:
+        """Commit shard i of another array as this one's: the same rows, without copying where the file system can.
+
+        Every chunk of the other's shard is read and verified first. Its file is linked (copied where that cannot be)
+        and made durable before its record, which is the other's, is created; deleting either array leaves the other
+        whole. False, and nothing changes, if shard i is committed already.
+
+        Raises:
+            Damaged: the other's shard is not as it was committed; nothing was taken.
+            PipelineError: the arrays' names, types or sizes differ, shard i has other rows there, or this array is
+                read-only.
+        """
+        self._must_write()
+        here, there = self._form(i), other._form(i)
+        if here != there:
+            raise PipelineError(f"{self._path}: shard {i} is {here}, in {other._path} it is {there}; not the same rows")
+        if self.is_committed(i):
+            return False
+        other.read_shard(i)
+        record, path = other.commit(i), self._free(i)
+        try:
+            os.link(other.shard_path(i), path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(other.shard_path(i), path)
+        self._make_durable(path)
+        if self._inspect(i) != _seal_of(record):
+            raise Damaged(path, f"is not the shard it was copied from, {other.shard_path(i)}; try again")
+        self._commit(i, record)
+        return True
+
+    def _form(self, i: int) -> tuple[object, ...]:
+        """What must be equal for a shard of one array to be one of another: name, rows, shape and type of the rest."""
+        rows = self.rows(i)
+        sizes = (self.shard_rows, self.chunk_rows)
+        return (self.name, (rows.start, rows.stop), self.shape[1:], self.logical_dtype, sizes)
 
     def commit(self, i: int) -> dict[str, Any]:
         """The commit record of shard i (its `info` is the writer's); `Damaged` if it is missing or not as written."""
@@ -183,21 +217,44 @@ class ShardedArray:
         # Zarr would leave out a shard of zeros, and a missing file must always mean damage.
         return found.with_config({"write_empty_chunks": True})
 
+    def _must_write(self) -> None:
+        if self._before_write is None:
+            raise PipelineError(f"{self._path}: this array is read-only; what is published never changes")
+        self._before_write()
+
     def _write_bytes(self, i: int, rows: slice, x: npt.NDArray[Any]) -> None:
+        path = self._free(i)
+        self._zarr[rows] = x
+        self._make_durable(path)
+
+    def _free(self, i: int) -> Path:
+        """The path of shard i with nothing there: what a crash left is uncommitted, and may be another array's file.
+
+        Zarr would read it back before writing over it.
+        """
         path = self.shard_path(i)
         atomic.make_dir(path.parent)
-        # What a crash left here is uncommitted; Zarr would read it back before writing over it.
         path.unlink(missing_ok=True)
-        self._zarr[rows] = x
+        return path
+
+    def _commit(self, i: int, record: dict[str, Any]) -> None:
+        atomic.make_dir(self._commits)
+        with contextlib.suppress(FileExistsError):  # another writer made the same shard meanwhile
+            atomic.create(self.commit_path(i), atomic.seal(record))
+
+    def _make_durable(self, path: Path) -> None:
         atomic.fsync_file(path)
         for folder in (path.parent, *path.parent.parents[: len(self.shape)]):
             atomic.fsync_dir(folder)
 
     def _seal(self, i: int) -> ShardSeal:
         if i not in self._seals:
-            record = self.commit(i)
-            self._seals[i] = ShardSeal(record["bytes"], record["index_crc32c"], tuple(record["chunk_crc32c"]))
+            self._seals[i] = _seal_of(self.commit(i))
         return self._seals[i]
 
     def _inspect(self, i: int) -> ShardSeal:
         return read_seal(self.shard_path(i), self.shard_rows // self.chunk_rows)
+
+
+def _seal_of(record: dict[str, Any]) -> ShardSeal:
+    return ShardSeal(record["bytes"], record["index_crc32c"], tuple(record["chunk_crc32c"]))

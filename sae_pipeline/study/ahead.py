@@ -60,9 +60,9 @@ class Promote(Part):
 
 
 class When(Part):
-    """What starts a retraining."""
+    """What starts a retraining; `schedule` is a cron expression of five fields (minute hour day month weekday)."""
 
-    schedule: str | None = None
+    schedule: Annotated[str, Field(pattern=r"^\S+( \S+){4}$")] | None = None
     new_tokens: Count | None = None
 
 
@@ -77,7 +77,7 @@ class Retrain(Part):
     """Retraining on new data."""
 
     when: When
-    start: Literal["warm", "cold"] = "warm"
+    start: Literal["warm", "cold"] = "cold"
     tokens: Count | None = None
     mix: dict[Literal["new", "replay"], Ratio] | None = None
     promote: Promote = Promote()

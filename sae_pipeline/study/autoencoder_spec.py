@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from sae_pipeline.store.errors import PipelineError
 from sae_pipeline.study.keys import Site, autoencoder_key, split_site
 from sae_pipeline.study.models import AutoencoderDefaults, Grid, Study
 from sae_pipeline.study.parts import EXECUTION_ONLY, Part
@@ -58,7 +59,7 @@ def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, Autoen
         d: width of the site.
 
     Raises:
-        ValueError: two cells share a key, k exceeds n, or the dead window is longer than the run.
+        PipelineError: two cells share a key, k exceeds n, or the dead window or the warm-up is longer than the run.
     """
     specs: dict[str, AutoencoderSpec] = {}
     for grid in study.autoencoders.grids:
@@ -66,7 +67,7 @@ def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, Autoen
             continue
         for spec in _cells(grid, study.autoencoders.defaults, d):
             if spec.key in specs:
-                raise ValueError(
+                raise PipelineError(
                     f"autoencoders: two grid entries make the key {spec.key!r} at {site}; give one a `tag`"
                 )
             specs[spec.key] = spec
@@ -106,17 +107,10 @@ def _spec(
 ) -> AutoencoderSpec:
     k, l1, target_l0 = (sparsity.get(name) for name in ("k", "l1", "target_l0"))
     key = autoencoder_key(grid.recipe, n, k=k, l1=l1, target_l0=target_l0, tag=grid.tag, seed=seed)
-    if k is not None and k > n:
-        raise ValueError(f"autoencoder {key}: k = {k} exceeds n = {n}")
-    if settings.tokens < settings.batch:
-        raise ValueError(f"autoencoder {key}: {settings.tokens:,} tokens do not fill one batch of {settings.batch:,}")
     window = settings.dead_after_tokens or max(settings.batch, min(10_000_000, settings.tokens // 20))
-    if window >= settings.tokens:
-        raise ValueError(
-            f"autoencoder {key}: dead_after_tokens = {window:,} is no shorter than the run of {settings.tokens:,} "
-            "tokens, "
-            "so no latent could ever count as dead; shorten it"
-        )
+    if k is not None and k > n:
+        raise PipelineError(f"autoencoder {key}: k = {k} exceeds n = {n}; lower k or raise n")
+    _check_lengths(key, settings, window)
     auxk = settings.auxk if k is not None else None
     return AutoencoderSpec(
         key=key,
@@ -142,3 +136,23 @@ def _spec(
         auxk_k=None if auxk is None else min(n, d // 2 if auxk.k == "d/2" else auxk.k),
         auxk_alpha=0.0 if auxk is None else auxk.alpha,
     )
+
+
+def _check_lengths(key: str, settings: AutoencoderDefaults, window: int) -> None:
+    """Refuse a run too short for its batch, its dead window or its warm-up."""
+    steps, warmup = settings.tokens // settings.batch, settings.schedule.warmup
+    if not steps:
+        raise PipelineError(
+            f"autoencoder {key}: {settings.tokens:,} tokens do not fill one batch of {settings.batch:,}; "
+            "lower batch or raise tokens"
+        )
+    if window >= settings.tokens:
+        raise PipelineError(
+            f"autoencoder {key}: dead_after_tokens = {window:,} is no shorter than the run of {settings.tokens:,} "
+            "tokens, so no latent could ever count as dead; shorten it"
+        )
+    if warmup >= steps:
+        raise PipelineError(
+            f"autoencoder {key}: schedule.warmup = {warmup:,} steps is no shorter than the run of {steps:,} steps, "
+            "so the learning rate never reaches its value; shorten it"
+        )

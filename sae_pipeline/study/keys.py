@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 WHERE: Final = ("resid_pre", "resid_mid", "resid_post", "attn_z", "attn_out", "mlp_out", "mlp_mid")
-SAFE_KEY: Final = re.compile(r"^[A-Za-z0-9._-]+$")
+SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +44,7 @@ def split_site(text: str) -> tuple[str, str, str]:
         raise ValueError(f"site {text!r}: {where!r} is not one of {', '.join(WHERE)}")
     if not re.fullmatch(r"\d+|\d+of\d+", layer):
         raise ValueError(f"site {text!r}: layer {layer!r} is neither a number nor like 3of4")
-    if not SAFE_KEY.match(alias):
+    if not SAFE_KEY.fullmatch(alias):
         raise ValueError(f"site {text!r}: alias {alias!r} may hold letters, digits, '.', '_' and '-' only")
     return alias, layer, where
 

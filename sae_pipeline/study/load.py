@@ -34,6 +34,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping that says everything once: plain YAML would let the last of two equal keys win."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+        seen.add(str(key.value))
+    loader.flatten_mapping(node)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and validate a study.
 
@@ -61,13 +75,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        others = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise StudyError(f"there is no study at {path}; known here: {', '.join(others) or 'none'}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{path.name} cannot be read: {error}") from None
+        raise StudyError(f"there is no study at {path}{_others(path)}") from None
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise StudyError(f"{path.name} cannot be read, mend it there: {error}") from None
     if not isinstance(raw, dict):
-        raise StudyError(f"{path.name} holds no mapping; see studies/demo.yaml")
+        raise StudyError(f"{path.name} holds no mapping of keys to values; see studies/demo.yaml")
     return raw
+
+
+def _others(path: Path) -> str:
+    names = sorted(other.stem for other in path.parent.glob("*.yaml"))
+    if not names:
+        return "; name one in studies/, or a file that ends in .yaml"
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    return f"{f'; did you mean {near[0]!r}?' if near else ''}; known here: {', '.join(names)}"
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
@@ -84,8 +105,10 @@ def _override(raw: dict[str, Any], text: str) -> None:
         node = _descend(node, step, text)
     if isinstance(node, list):
         node[_index(node, last, text)] = parsed
-    else:
+    elif isinstance(node, dict):
         node[last] = parsed
+    else:
+        raise StudyError(f"--set {text!r}: {parents[-1]!r} holds {node!r}, so there is nothing called {last!r} in it")
 
 
 def _steps(dotted: str) -> list[str]:
@@ -107,8 +130,19 @@ def _descend(node: Any, step: str, text: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, step, text)]
     if not isinstance(node, dict):
-        raise StudyError(f"--set {text!r}: nothing lies below {step!r}")
-    return node.setdefault(step, {})
+        raise StudyError(f"--set {text!r}: the study holds {node!r} there, so there is nothing called {step!r} in it")
+    if node.get(step) is None:
+        node[step] = {}
+    return node[step]
+
+
+_MAPPING = "is no mapping; write `key: value` pairs"
+_IN_OTHER_WORDS = {
+    "missing": "is missing; see studies/demo.yaml",
+    "model_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "tuple_type": "is no list; write [first, second]",
+}
 
 
 def _causes(error: ValidationError) -> list[Any]:
@@ -127,7 +161,7 @@ def _explain(error: Any) -> str:
     location = ".".join(str(part) for part in error["loc"]) or "study"
     if error["type"] == "extra_forbidden":
         return f"unknown key {location!r}{_suggestion(error['loc'])}"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = _IN_OTHER_WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     return f"{location}: {message}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sae_pipeline.study.ahead import Budget, EvaluationSource, Outliers, Retain, Retrain, StopRule
 from sae_pipeline.study.keys import split_site
@@ -19,7 +19,8 @@ from sae_pipeline.study.parts import (
     Ratio,
     Ratios,
     Seconds,
-    one_or_many,
+    Seed,
+    Seeds,
 )
 
 
@@ -53,7 +54,7 @@ class Corpus(Part):
 
     name: Name
     source: str = Field(json_schema_extra=EXECUTION_ONLY)
-    split: str = "near_duplicate_cluster"
+    split: Literal["near_duplicate_cluster", "embedded_card"] = "near_duplicate_cluster"
     field: str = "text"
     subset: str | None = None
     revision: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
@@ -72,7 +73,7 @@ class SplitConfig(Part):
 class TokensConfig(Part):
     """Contexts: their length in tokens, the budgets in activation rows, and which positions never become rows."""
 
-    context: Count = 64
+    context: Annotated[Count, Field(ge=2)] = 64
     train: Count = 2_000_000
     held_out: Count = 200_000
     permute: Literal["contexts"] = "contexts"
@@ -131,6 +132,9 @@ class AuxK(Part):
     alpha: Ratio = 1 / 32
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AutoencoderDefaults(Part):
     """Training settings shared by the grids; any grid may override any of them."""
 
@@ -138,7 +142,7 @@ class AutoencoderDefaults(Part):
     tokens: Count = 2_000_000
     lr: LearningRate = LearningRate()
     schedule: Schedule = Schedule()
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     adam_eps: Annotated[float, Field(gt=0)] = 6.25e-10
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
@@ -146,7 +150,7 @@ class AutoencoderDefaults(Part):
     auxk: AuxK | None = AuxK()
     dead_after_tokens: Count | None = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(one_or_many)] = (0,)
+    seeds: Seeds = (0,)
 
 
 class Grid(Part):
@@ -160,7 +164,7 @@ class Grid(Part):
     sites: tuple[str, ...] | None = None
     tag: Name | None = None
     prefixes: tuple[Count, ...] | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(one_or_many)] | None = None
+    seeds: Seeds | None = None
     batch: Count | None = None
     tokens: Count | None = None
     lr: LearningRate | None = None
@@ -248,11 +252,14 @@ class ReportConfig(Part):
     compare_with: Literal["previous"] | None = None
 
 
+_TAKEN = ("artefacts",)
+
+
 class Study(Part):
     """One study: one subject, its corpora, sites, autoencoders, evaluation and laws. See `studies/` for examples."""
 
     study: Name = Field(json_schema_extra=EXECUTION_ONLY)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     subject: SubjectConfig
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
     tokens: TokensConfig = TokensConfig()
@@ -276,7 +283,24 @@ class Study(Part):
             alias, _, _ = split_site(text)
             if alias != self.subject.alias:
                 raise ValueError(f"site {text!r}: alias {alias!r} is not the subject's, {self.subject.alias!r}")
+        if self.study in _TAKEN:
+            raise ValueError(f"study: {self.study!r} is the folder of all studies' artefacts; choose another name")
         names = [corpus.name for corpus in self.corpora]
         if len(set(names)) != len(names):
-            raise ValueError(f"corpora: two share a name among {names}")
+            raise ValueError(f"corpora: two share a name among {names}; give each its own")
+        if not any(corpus.weight for corpus in self.corpora):
+            raise ValueError("corpora: every weight is 0; raise one")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> Study:
+        tokens, wanted = self.tokens, self.evaluation.tokens
+        for name, budget in (("train", tokens.train), ("held_out", tokens.held_out)):
+            if budget < tokens.context:
+                raise ValueError(f"tokens.{name} = {budget:,} is below one context of {tokens.context:,}; raise it")
+        if wanted > tokens.held_out:
+            raise ValueError(
+                f"evaluation.tokens = {wanted:,} exceeds tokens.held_out = {tokens.held_out:,}; "
+                "lower the first or raise the second"
+            )
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -38,11 +39,22 @@ def _scaled(value: object, units: dict[str, int], what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not {what}")
     if not isinstance(value, str):
-        return float(value)
+        return _finite(value, what)
     match = _NUMBER.match(value)
     if match is None or match.group(2) not in {"", *units}:
         raise ValueError(f"{value!r} is not {what}; write a number with one of {', '.join(u for u in units if u)}")
-    return float(match.group(1)) * units.get(match.group(2), 1)
+    return _finite(float(match.group(1)) * units.get(match.group(2), 1), what)
+
+
+def _finite(value: float, what: str) -> float:
+    """The value as a float; YAML also knows `.inf`, `.nan` and integers of any length."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not {what}; write a finite number")
+    return number
 
 
 def parse_count(value: object) -> int:
@@ -67,10 +79,12 @@ def parse_ratio(value: object) -> float:
     """Turn `1/32` or a number into a float."""
     if isinstance(value, str) and value.count("/") == 1:
         numerator, denominator = value.split("/")
-        return float(numerator) / float(denominator)
+        if float(denominator) == 0:
+            raise ValueError(f"{value!r} divides by 0")
+        return _finite(float(numerator) / float(denominator), "a ratio")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    return _finite(float(value) if isinstance(value, str) else value, "a ratio")
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]

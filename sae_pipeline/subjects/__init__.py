@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_pipeline.subjects.architectures import ARCHITECTURES, Architecture, Place, architecture_of
-    from sae_pipeline.subjects.card import SubjectCard, describe
+    from sae_pipeline.subjects.card import SubjectCard, check_complete, describe
     from sae_pipeline.subjects.errors import SubjectError
     from sae_pipeline.subjects.subject import Subject, load_subject, pick_device
     from sae_pipeline.subjects.tokenizer import SubjectTokenizer, load_tokenizer
@@ -25,6 +25,7 @@ __all__ = [
     "SubjectError",
     "SubjectTokenizer",
     "architecture_of",
+    "check_complete",
     "describe",
     "load_subject",
     "load_tokenizer",
@@ -33,7 +34,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("ARCHITECTURES", "Architecture", "Place", "architecture_of"), "architectures"),
-    **dict.fromkeys(("SubjectCard", "describe"), "card"),
+    **dict.fromkeys(("SubjectCard", "check_complete", "describe"), "card"),
     "SubjectError": "errors",
     **dict.fromkeys(("Subject", "load_subject", "pick_device"), "subject"),
     **dict.fromkeys(("SubjectTokenizer", "load_tokenizer"), "tokenizer"),

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sae_pipeline.study import Site, SubjectConfig
 from sae_pipeline.subjects.architectures import architecture_of, wheres_of
 from sae_pipeline.subjects.errors import SubjectError
-from sae_pipeline.subjects.source import Source, check_weights, fingerprint, locate, read_config
+from sae_pipeline.subjects.source import Source, check_weights, count_values, fingerprint, locate, read_config
 from sae_pipeline.subjects.tokenizer import tokenizer_of
 
 
@@ -93,6 +93,13 @@ def card_of(config: SubjectConfig, source: Source) -> SubjectCard:
     architecture = architecture_of(str(raw["model_type"]))
     weights = [] if source.commit else check_weights(source)
     hf = hf_config(source)
+    tokenizer = tokenizer_of(source)
+    if tokenizer.largest_id >= hf.vocab_size:
+        raise SubjectError(
+            f"subject {source.name!r}: its tokenizer gives ids up to {tokenizer.largest_id}, its model knows "
+            f"{hf.vocab_size} (vocab_size in config.json); is it another model's tokenizer? Save the right one beside "
+            "the model"
+        )
     return SubjectCard(
         architecture=hf.model_type,
         d_model=hf.hidden_size,
@@ -103,10 +110,10 @@ def card_of(config: SubjectConfig, source: Source) -> SubjectCard:
         vocab_size=hf.vocab_size,
         max_positions=hf.max_position_embeddings,
         norm=architecture.norm,
-        n_params=_count_parameters(hf),
+        n_params=_count_parameters(source, hf, config.attention),
         dtype=config.dtype,
         fingerprint=fingerprint(source, raw, weights),
-        tokenizer_fingerprint=tokenizer_of(source).fingerprint,
+        tokenizer_fingerprint=tokenizer.fingerprint,
         tied_unembedding=bool(hf.tie_word_embeddings),
         wheres=wheres_of(architecture, hf),
     )
@@ -130,8 +137,34 @@ def _d_mlp(hf: Any) -> int:
     return int(hf.intermediate_size)
 
 
-def _count_parameters(hf: Any) -> int:
+def _count_parameters(source: Source, hf: Any, attention: str) -> int:
     """Count on the meta device: weight files may hold buffers (GPT-2's causal masks) that are no parameters."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(hf, attn_implementation=attention)
+    except Exception as error:  # as above; an attention kernel that the architecture lacks is among them
+        raise SubjectError(
+            f"subject {source.name!r} cannot be built with subject.attention: {attention} ({error}); "
+            "try the other of sdpa and eager"
+        ) from error
     return int(model.num_parameters())
+
+
+def check_complete(config: SubjectConfig, n_params: int, *, root: Path) -> None:
+    """Make sure that a subject's weights are here and as many as its configuration asks for; a hub's are fetched.
+
+    Args:
+        config: the subject part of a study.
+        n_params: parameters of the model, as its card says.
+        root: folder that a relative local path starts from.
+
+    Raises:
+        SubjectError: weight files are missing, damaged, or hold fewer values than the model has parameters.
+    """
+    source = locate(config, root=root, weights=True)
+    held = count_values(check_weights(source))
+    if held < n_params and "quantization_config" not in read_config(source):
+        raise SubjectError(
+            f"subject {source.name!r}: its weight files hold {held:,} values and config.json asks for "
+            f"{n_params:,}; they are incomplete or belong to another model, download both again"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,11 +110,17 @@ def read_config(source: Source) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SubjectError(f"subject {source.name!r}: {source.folder} holds no config.json") from None
+        raise SubjectError(
+            f"subject {source.name!r}: {source.folder} holds no config.json; "
+            "name the folder that save_pretrained wrote or a download filled"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SubjectError(f"subject {source.name!r}: config.json cannot be read: {error}") from None
+        raise SubjectError(f"subject {source.name!r}: config.json cannot be read: {error}; download it again") from None
     if not isinstance(raw, dict) or "model_type" not in raw:
-        raise SubjectError(f"subject {source.name!r}: config.json names no model_type")
+        raise SubjectError(
+            f"subject {source.name!r}: config.json names no model_type; "
+            "it must be that of a transformers causal language model"
+        )
     return raw
 
 
@@ -135,7 +142,7 @@ def check_weights(source: Source) -> list[Path]:
 def _weight_files(source: Source) -> list[Path]:
     index = source.folder / _INDEX
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _listed(source, index)
         missing = [name for name in names if not (source.folder / name).exists()]
         if missing:
             raise SubjectError(
@@ -152,21 +159,44 @@ def _weight_files(source: Source) -> list[Path]:
     return files
 
 
+def _listed(source: Source, index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise SubjectError(
+            f"subject {source.name!r}: {index.name} cannot be read or lists no weight files; download it again"
+        ) from None
+
+
 def _check_header(source: Source, path: Path) -> None:
     """Compare the file's size with the end of its last tensor (safetensors: 8-byte length, JSON header, data)."""
-    size = path.stat().st_size
     try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if 0 < length <= size - 8 else {}
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SubjectError(f"subject {source.name!r}: {path.name} has no readable safetensors header") from None
+        size, length, header = _header(path)
+        end = max(entry["data_offsets"][1] for entry in header.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise SubjectError(
+            f"subject {source.name!r}: {path.name} has no readable safetensors header; download it again"
+        ) from None
     if size != 8 + length + end:
         raise SubjectError(
             f"subject {source.name!r}: {path.name} has {size} bytes and should have {8 + length + end}; "
             "download it again"
         )
+
+
+def _header(path: Path) -> tuple[int, int, dict[str, Any]]:
+    """Size of a safetensors file, length of its header, and the header's entry of every tensor."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length)) if 0 < length <= size - 8 else {}
+    return size, length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def count_values(weights: list[Path]) -> int:
+    """Numbers held by weight files that `check_weights` has passed."""
+    entries = (entry for path in weights for entry in _header(path)[2].values())
+    return sum(math.prod(entry["shape"]) for entry in entries)
 
 
 def fingerprint(source: Source, config: dict[str, Any], weights: list[Path]) -> str:
@@ -193,5 +223,8 @@ def _digests(paths: list[Path]) -> Iterator[str]:
 @lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hash a file; size and time are part of the key so that gigabytes are hashed once a process."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise SubjectError(f"{path} cannot be read ({error.strerror}); mend its permissions or copy it again") from None

@@ -181,8 +181,12 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise SubjectError(f"device {name!r} is unknown; write auto, cpu, cuda or cuda:<index>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SubjectError(f"device {name!r} is not supported; write auto, cpu, cuda or cuda:<index>")
     if device.type == "cuda" and not available:
         raise SubjectError(f"device {name!r}: this machine has no CUDA device; write cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SubjectError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
     return device
 
 

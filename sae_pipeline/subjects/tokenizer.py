@@ -32,6 +32,8 @@ class SubjectTokenizer:
             tokens, so its value never reaches a result.
         special_ids: ids of all special tokens.
         vocab_size: number of entries, added tokens included.
+        largest_id: the largest id that text or padding can become; special tokens that are no bos or pad do not count
+            (Gemma-3's tokenizer has one more than its text models).
         fingerprint: sha256 of the serialised tokenizer and of the special ids.
     """
 
@@ -47,6 +49,8 @@ class SubjectTokenizer:
         self.pad_id = next((i for i in (pad, eos, bos) if i is not None), 0)
         special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(special | {i for i in (bos, eos, pad) if i is not None})
+        ordinary = (i for i in backend.get_vocab(with_added_tokens=True).values() if i not in self.special_ids)
+        self.largest_id = max([*ordinary, self.pad_id, self.bos_id or 0])
         settled = json.dumps([self.bos_id, self.eos_id, self.pad_id, sorted(self.special_ids)])
         self.fingerprint = hashlib.sha256((backend.to_str() + settled).encode()).hexdigest()
 
@@ -114,6 +118,8 @@ def _from_file(source: Source, path: Path) -> SubjectTokenizer:
     try:
         backend = RustTokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises plain Exception
-        raise SubjectError(f"subject {source.name!r}: tokenizer.json cannot be read: {error}") from error
+        raise SubjectError(
+            f"subject {source.name!r}: tokenizer.json cannot be read ({error}); save it again"
+        ) from error
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     return SubjectTokenizer(backend, {role: config.get(f"{role}_token_id") for role in ("bos", "eos", "pad")})

@@ -9,6 +9,7 @@ from sae_pipeline.tokens.near_duplicates import lexical_tokens, near_duplicate_c
 from sae_pipeline.tokens.overlap import Overlap, window_overlap
 from sae_pipeline.tokens.read import Contexts, Tokens
 from sae_pipeline.tokens.stdlib import stdlib_documents
+from sae_pipeline.tokens.survey import check_corpora
 from sae_pipeline.tokens.tokenizer import Tokenizer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Tokens",
     "audit_frame",
     "build_tokens",
+    "check_corpora",
     "documents",
     "fingerprint",
     "lexical_tokens",

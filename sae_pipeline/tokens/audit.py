@@ -22,8 +22,9 @@ def audit_frame(source: Artefact | Draft) -> pd.DataFrame:
     Columns: split, contexts, rows, rows_minus_mask (Σ over contexts |rows in the index - unmasked positions|),
     budget_share (rows / rows asked for), documents, documents_in_both, clusters_in_both, largest_document_share (of the
     rows), crossing_contexts (reaching past their document's end), min_id, max_id, bad_padding (cells beyond a context's
-    length that are not padding), padding_share, overlap (share of held-out 64-token windows that occur in training
-    documents; 0 for train, where it has no meaning).
+    length that are not padding), padding_share, rows_added (training rows beyond those of the version that it
+    continues), overlap (share of held-out 64-token windows that occur in training documents; 0 for train, where it has
+    no meaning).
     """
     import pandas as pd
 
@@ -32,6 +33,7 @@ def audit_frame(source: Artefact | Draft) -> pd.DataFrame:
     cluster_of = tokens.documents["cluster"].to_numpy()
     shared = {
         "documents_in_both": np.intersect1d(used[TRAIN], used[HELD_OUT]).size,
+        "rows_added": tokens.split(TRAIN).n_rows - tokens.rows_before,
         "clusters_in_both": np.intersect1d(cluster_of[used[TRAIN]], cluster_of[used[HELD_OUT]]).size,
     }
     rows = [{"split": split, **_split_row(tokens, split), **shared} for split in SPLITS]

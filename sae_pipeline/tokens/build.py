@@ -15,11 +15,14 @@ from sae_pipeline.store import Draft, PipelineError, Progress, silent
 from sae_pipeline.study import Corpus, TokensConfig
 from sae_pipeline.tokens.corpora import documents, is_hub
 from sae_pipeline.tokens.encoded import Encoded
+from sae_pipeline.tokens.growth import Earlier
 from sae_pipeline.tokens.near_duplicates import near_duplicate_clusters
 from sae_pipeline.tokens.packing import Layout, Packed, count_rows, gather, pack
+from sae_pipeline.tokens.read import Tokens
 from sae_pipeline.tokens.schema import (
     CHUNK_CONTEXTS,
     DOCUMENTS,
+    FILES,
     LAYOUT,
     SHARD_CONTEXTS,
     SPLITS,
@@ -43,26 +46,34 @@ def build_tokens(
     seed: int,
     root: Path,
     split_list: Mapping[str, Sequence[str]] | None = None,
+    files: Mapping[str, Mapping[str, str]] | None = None,
+    continues: Tokens | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write ids, index and documents of both splits into `draft`; returns the summary.
 
-    `split_list`: for every corpus split by `embedded_card`, the names that the subject's card holds out. The result is
+    `split_list`: for every corpus split by `embedded_card`, the names that the subject's card holds out. `files`:
+    digests of local files by corpus, kept so that a later version can tell that it continues this one. `continues`: the
+    version that this one begins with (see `growth`); all that it read must still be there. The result is
     a function of the arguments and the corpora's content alone; run again on the same draft it skips committed shards.
     Raises PipelineError for corpora, budgets and policies that cannot work, before anything is written.
     """
-    layout = _layout(config, tokenizer)
+    layout = Layout.of(config, tokenizer)
     shares = _shares(corpora)
+    earlier = Earlier(continues, layout, tokenizer.fingerprint, seed) if continues is not None else None
     scratch_dir = draft.path / ".scratch"
     shutil.rmtree(scratch_dir, ignore_errors=True)
     scratch_dir.mkdir()
     try:
-        encoded = _encode(corpora, config, shares, tokenizer, root, scratch_dir / "ids.bin", progress)
+        encoded = _encode(corpora, config, shares, tokenizer, root, scratch_dir / "ids.bin", earlier, progress)
         clusters = near_duplicate_clusters(encoded, threshold=config.split.jaccard, progress=progress)
-        found = Candidates(encoded.names, encoded.corpora, clusters, encoded.n_tokens)
-        needed = _needed(found, shares, config)
-        sides = np.asarray(split_documents(found, corpora, needed, seed=seed, split_list=split_list or {}))
-        chosen = {split: _choose(split, encoded, sides, layout, config, shares, seed) for split in SPLITS}
+        if earlier is None:
+            found = Candidates(encoded.names, encoded.corpora, clusters, encoded.n_tokens)
+            needed = _needed(found, shares, config)
+            sides = np.asarray(split_documents(found, corpora, needed, seed=seed, split_list=split_list or {}))
+        else:
+            sides = earlier.sides(encoded, clusters, split_list or {})
+        chosen = {split: _choose(split, encoded, sides, layout, config, shares, seed, earlier) for split in SPLITS}
         table = document_table(encoded, sides, clusters, chosen)
         for split in SPLITS:
             _write_split(draft, split, chosen[split], encoded, layout, tokenizer.vocab_size, progress)
@@ -71,19 +82,11 @@ def build_tokens(
     draft.write_bytes(DOCUMENTS, parquet_bytes(table))
     meta = {**asdict(layout), "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint}
     requested = {TRAIN: config.train, HELD_OUT: config.held_out}
-    draft.write_json(LAYOUT, {**meta, "requested_rows": requested})
-    return summarise(table, chosen, requested, layout)
-
-
-def _layout(config: TokensConfig, tokenizer: Tokenizer) -> Layout:
-    return Layout(
-        context=config.context,
-        bos=config.bos,
-        exclude=tuple(config.exclude),
-        bos_id=tokenizer.bos_id,
-        pad_id=tokenizer.pad_id,
-        special_ids=tuple(sorted(tokenizer.special_ids)),
-    )
+    grown = earlier.layout_entries(int(chosen[TRAIN].rows.sum())) if earlier else {}
+    draft.write_json(LAYOUT, {**meta, "requested_rows": requested, **grown})
+    if files:
+        draft.write_json(FILES, files)
+    return summarise(table, chosen, requested, layout) | grown
 
 
 def _shares(corpora: Sequence[Corpus]) -> dict[str, float]:
@@ -102,6 +105,7 @@ def _encode(
     tokenizer: Tokenizer,
     root: Path,
     path: Path,
+    earlier: Earlier | None,
     progress: Progress,
 ) -> Encoded:
     encoded = Encoded(path)
@@ -111,14 +115,18 @@ def _encode(
         limit = corpus.tokens or (1 << 62)
         if is_hub(corpus):
             limit = min(limit, int(HUB_SURPLUS * shares[corpus.name] * (config.train + config.held_out)))
-        before, n_tokens = len(encoded), 0
-        bounded = limit < 1 << 62
+        before, bounded = len(encoded), limit < 1 << 62
         source = documents(corpus, root=root, progress=silent if bounded else progress)
-        for n_batch in encoded.add(source, tokenizer):
+        if earlier is None:
+            read = encoded.add(source, tokenizer)
+        else:
+            read = earlier.read_again(encoded, source, tokenizer, corpus.name, limit)
+        n_tokens = 0
+        for n_batch in read:
             n_tokens += n_batch
             if bounded:
                 progress.update(min(n_tokens, limit), limit, "tokens", corpus=corpus.name)
-            if n_tokens >= limit:
+            if n_tokens >= limit and earlier is None:
                 break
         if len(encoded) == before:
             raise PipelineError(f"corpus {corpus.name} ({corpus.source}) holds no text")
@@ -141,6 +149,7 @@ def _choose(
     config: TokensConfig,
     shares: Mapping[str, float],
     seed: int,
+    earlier: Earlier | None,
 ) -> Side:
     packed = _packed_side(split, encoded, sides, layout, seed)
     rows = count_rows(encoded.flat, encoded.offsets, packed, layout)
@@ -148,11 +157,15 @@ def _choose(
     corpus_c = np.asarray([names.index(name) for name in encoded.corpora])[packed.document]
     available = {name: int(rows[corpus_c == number].sum()) for number, name in enumerate(names)}
     empty = [name for name, n in available.items() if not n]
-    if empty:
+    if empty and (earlier is None or split == TRAIN):
         raise PipelineError(f"corpus {', '.join(empty)} has no {split} rows; give it more documents or weight 0")
-    budgets = row_budgets(available, shares, config.train if split == TRAIN else config.held_out)
-    order = permuted(len(packed), seed) if split == TRAIN else np.arange(len(packed))
-    kept = cut(order, rows, corpus_c, list(budgets.values()))
+    budget = config.train if split == TRAIN else config.held_out
+    budgets = list(row_budgets(available, shares, budget).values())
+    if earlier is not None:
+        kept = earlier.choose(split, encoded, packed, rows, corpus_c, budgets, budget)
+    else:
+        order = permuted(len(packed), seed) if split == TRAIN else np.arange(len(packed))
+        kept = cut(order, rows, corpus_c, budgets)
     if not kept.size:
         raise PipelineError(f"tokens.{split} is below one context of {layout.context} tokens; raise it")
     return Side(packed[kept], rows[kept], sum(available.values()))

@@ -9,7 +9,7 @@ from typing import Any
 from sae_pipeline.store import Progress, silent
 from sae_pipeline.study import Corpus
 from sae_pipeline.tokens.documents import Document, list_hash
-from sae_pipeline.tokens.files import find_files, fingerprint_files, read_files
+from sae_pipeline.tokens.files import digest_files, find_files, fingerprint_files, read_files
 from sae_pipeline.tokens.hub import PREFIX, fingerprint_hub, read_hub, resolve_commit
 from sae_pipeline.tokens.stdlib import stdlib_documents
 
@@ -36,12 +36,20 @@ def documents(corpus: Corpus, *, root: Path, progress: Progress = silent) -> Ite
 
 def fingerprint(corpus: Corpus, *, root: Path) -> dict[str, Any]:
     """Identity of what `documents` would yield, as JSON: content of local text, resolved commit of a hub dataset."""
+    return fingerprint_and_files(corpus, root=root)[0]
+
+
+def fingerprint_and_files(corpus: Corpus, *, root: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fingerprint of a corpus, and of one in local files the SHA-256 of each by name: what it may grow from."""
     if corpus.source == STDLIB:
         found = [(document.id, document.sha256) for document in stdlib_documents()]
-        return {"kind": STDLIB, "documents": len(found), "sha256": list_hash(found)}
+        return {"kind": STDLIB, "documents": len(found), "sha256": list_hash(found)}, {}
     if is_hub(corpus):
-        return fingerprint_hub(_dataset(corpus), corpus.subset, resolve_commit(_dataset(corpus), corpus.revision))
-    return fingerprint_files(find_files(corpus.source, root, corpus.field))
+        commit = resolve_commit(_dataset(corpus), corpus.revision)
+        return fingerprint_hub(_dataset(corpus), corpus.subset, commit), {}
+    files = find_files(corpus.source, root, corpus.field)
+    digests = digest_files(files)
+    return fingerprint_files(files, digests), digests
 
 
 def is_hub(corpus: Corpus) -> bool:

@@ -51,9 +51,11 @@ def find_files(source: str, root: Path, field: str) -> dict[str, Path]:
     named = {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in Path(name).parts)}
     if not named:
         raise CorpusError(f"{root / source} holds no file; expected {', '.join(KINDS)}, each may be gzipped (.gz)")
-    for path in named.values():
+    for name, path in named.items():
         if not kind_of(path):
             raise CorpusError(f"{path} is none of {', '.join(KINDS)} (.gz); narrow the glob or convert it")
+        if not is_unicode(name):
+            raise CorpusError(f"{name!a} below {base}: its name is not UTF-8, and names documents; rename it")
     return named
 
 
@@ -72,7 +74,7 @@ def _may_hold(path: Path, field: str) -> bool:
             next(_table(path, raw, field), None)
     except NoField:
         return False
-    except CorpusError:
+    except (CorpusError, OSError):
         return True
     return True
 
@@ -82,13 +84,23 @@ def read_files(files: dict[str, Path], field: str, *, progress: Progress = silen
     sizes = {name: path.stat().st_size for name, path in files.items()}
     done, total = 0, sum(sizes.values())
     for name, path in files.items():
-        with path.open("rb") as raw:
+        with _reading(path), path.open("rb") as raw:
             for document in _read_file(name, path, raw, field):
                 yield document
                 at = sizes[name] if raw.closed else min(raw.tell(), sizes[name])
                 progress.update(done + at, total, "bytes")
         done += sizes[name]
     progress.update(total, total, "bytes")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"{path} cannot be read ({error.strerror or error}); mend its permissions, copy it again or take it out"
+        ) from error
 
 
 def _read_file(name: str, path: Path, raw: BinaryIO, field: str) -> Iterator[tuple[str, str]]:
@@ -126,10 +138,10 @@ def _jsonl(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{path}, line {number} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{path}, line {number} is not JSON: {error}; mend the line or take it out") from error
         if not isinstance(record, dict):
-            raise CorpusError(f"{path}, line {number} is not a JSON object")
+            raise CorpusError(f"{path}, line {number} is not a JSON object; write one record a line")
         yield text_of(record, field, f"{path}, line {number}")
 
 
@@ -140,14 +152,16 @@ def _parquet(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
     with _unzipped(path, raw) as file:
         try:
             table = parquet.ParquetFile(file)
-        except arrow.ArrowInvalid as error:
-            raise CorpusError(f"{path} is not a parquet file: {error}") from error
-        names = list(table.schema_arrow.names)
-        if field not in names:
-            raise NoField(f"{path} has no column {field!r}; set the corpus's `field` to one of {names}")
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-            for row, value in enumerate(batch.column(0).to_pylist()):
-                yield text_of({field: value}, field, f"{path}, row {row} of a batch")
+            names = list(table.schema_arrow.names)
+            if field not in names:
+                raise NoField(f"{path} has no column {field!r}; set the corpus's `field` to one of {names}")
+            row = 0
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    yield text_of({field: value}, field, f"{path}, row {row}")
+                    row += 1
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{path} is not a parquet file, or not a whole one: {error}; write it again") from error
 
 
 def text_of(record: dict[str, Any], field: str, place: str) -> str:
@@ -158,8 +172,21 @@ def text_of(record: dict[str, Any], field: str, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise CorpusError(f"{place}: field {field!r} holds {type(value).__name__}, not text")
+        raise CorpusError(
+            f"{place}: field {field!r} holds {type(value).__name__}, not text; set the corpus's `field` to another"
+        )
+    if not is_unicode(value):
+        raise CorpusError(f"{place}: field {field!r} holds half a character (a lone surrogate); mend it or take it out")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; JSON escapes and file names can hold what no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(path: Path, raw: BinaryIO) -> Iterator[str]:
@@ -167,10 +194,10 @@ def _lines(path: Path, raw: BinaryIO) -> Iterator[str]:
         try:
             for line in lines:
                 if "\0" in line:
-                    raise CorpusError(f"{path} holds NUL bytes: it is binary, not text")
+                    raise CorpusError(f"{path} holds NUL bytes: it is binary, not text; take it out of the corpus")
                 yield line
         except UnicodeDecodeError as error:
-            raise CorpusError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from error
+            raise CorpusError(f"{path} is not UTF-8 text ({error.reason}); convert it or take it out") from error
 
 
 @contextmanager
@@ -182,15 +209,22 @@ def _unzipped(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
         try:
             yield cast(BinaryIO, file)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
+            raise CorpusError(f"{path} is not a whole gzip file: {error}; download or pack it again") from error
 
 
-def fingerprint_files(files: dict[str, Path]) -> dict[str, Any]:
-    """Identity of local files by content: how many, their bytes, and one hash of their names and bytes."""
-    digest, n_bytes = hashlib.sha256(), 0
-    for name, path in files.items():
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
-        n_bytes += path.stat().st_size
-    return {"kind": "files", "files": len(files), "bytes": n_bytes, "sha256": digest.hexdigest()}
+def digest_files(files: dict[str, Path]) -> dict[str, str]:
+    """SHA-256 of every file's bytes in hex, by the file's stable name."""
+    return {name: _digest(path) for name, path in files.items()}
+
+
+def _digest(path: Path) -> str:
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_files(files: dict[str, Path], digests: dict[str, str]) -> dict[str, Any]:
+    """Identity of local files by content: how many, their bytes, and one hash of their names and digests."""
+    listed, n_bytes = hashlib.sha256(), sum(path.stat().st_size for path in files.values())
+    for name in files:
+        listed.update(f"{name}\0{digests[name]}\n".encode("utf-8", "surrogateescape"))
+    return {"kind": "files", "files": len(files), "bytes": n_bytes, "sha256": listed.hexdigest()}

@@ -10,6 +10,7 @@ from sae_pipeline.tokens.files import CorpusError, text_of
 
 PREFIX = "hf:"
 SPLIT = "train"
+_PATIENCE_S = 10.0  # the client's default waits for as long as the network keeps silent
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -20,12 +21,27 @@ def resolve_commit(name: str, revision: str | None) -> str:
     """
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().dataset_info(name, revision=revision).sha)
+        return str(_info(name, revision).sha)
     except Exception as error:  # the hub's client raises errors of several libraries without a common base
         raise _unreachable(name, error) from error
+
+
+def check_reachable(name: str, commit: str) -> None:
+    """Ask the hub for the dataset once: reading it repeats every failed request for half a minute.
+
+    Raises CorpusError if the hub cannot be asked or has no such commit.
+    """
+    try:
+        _info(name, commit)
+    except Exception as error:  # as above
+        raise _unreachable(name, error) from error
+
+
+def _info(name: str, revision: str | None) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(name, revision=revision, timeout=_PATIENCE_S)
 
 
 def read_hub(name: str, subset: str | None, commit: str, field: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_pipeline.store import PipelineError
+from sae_pipeline.study import TokensConfig
+from sae_pipeline.tokens.tokenizer import Tokenizer
 
 _CHUNK = 1 << 14  # contexts gathered at a time when rows are counted
 
@@ -27,6 +29,18 @@ class Layout:
     bos_id: int | None
     pad_id: int
     special_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: TokensConfig, tokenizer: Tokenizer) -> Layout:
+        """The layout of a study; PipelineError if the tokenizer lacks what its policy needs."""
+        return cls(
+            context=config.context,
+            bos=config.bos,
+            exclude=tuple(config.exclude),
+            bos_id=tokenizer.bos_id,
+            pad_id=tokenizer.pad_id,
+            special_ids=tuple(sorted(tokenizer.special_ids)),
+        )
 
     def __post_init__(self) -> None:
         if self.bos != "none" and self.bos_id is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_pipeline.store import Artefact, Draft, PipelineError, ShardedArray
 from sae_pipeline.tokens.packing import Layout
 from sae_pipeline.tokens.schema import DOCUMENTS, LAYOUT, SPLITS, ids_array, index_array
+from sae_pipeline.tokens.split import TRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,9 @@ class Tokens:
         self.vocab_size: int = meta["vocab_size"]
         self.tokenizer_fingerprint: str = meta["tokenizer"]
         self.requested_rows: dict[str, int] = meta["requested_rows"]
+        self.generation: int = meta.get("generation", 0)
+        self.rows_before: int = meta.get("rows_before", 0)
+        self._sized_by_rows: int | None = meta.get("sized_by_rows")
         self.layout = Layout(
             context=meta["context"],
             bos=meta["bos"],
@@ -98,6 +102,15 @@ class Tokens:
             ids, index = self._source.array(ids_array(name)), self._source.array(index_array(name))
             self._contexts[name] = Contexts(ids, index, self.layout)
         return self._contexts[name]
+
+    @property
+    def sized_by_rows(self) -> int:
+        """Training rows that the size of a shard of activations is reckoned from.
+
+        Its own, or in a version that continues another (`generation` > 0, of whose rows the first `rows_before` are the
+        other's) those of an earlier one, so that a shard covers the same rows in both.
+        """
+        return self._sized_by_rows if self._sized_by_rows is not None else self.split(TRAIN).n_rows
 
     @cached_property
     def documents(self) -> pd.DataFrame:

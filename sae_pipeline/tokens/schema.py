@@ -7,6 +7,8 @@ from sae_pipeline.tokens.split import HELD_OUT, TRAIN
 SPLITS = (TRAIN, HELD_OUT)
 LAYOUT = "layout.json"
 DOCUMENTS = "documents.parquet"
+FILES = "files.json"
+"""SHA-256 of every file of the corpora that are local files, by corpus and file; absent if there are none."""
 SHARD_CONTEXTS = 1 << 14
 CHUNK_CONTEXTS = 1 << 10
 

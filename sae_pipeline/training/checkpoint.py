@@ -23,6 +23,17 @@ def write(draft: Draft, tensors: dict[str, Tensor], record: dict[str, Any]) -> N
     draft.write_bytes(NAME, to_bytes(on_cpu, metadata=header))
 
 
+def check(path: Path) -> None:
+    """Raise PipelineError if the checkpoint at `path` cannot be read, NewerFormat if it is of a later version."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = int(file.metadata()["version"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); delete it to start over") from error
+    if found > VERSION:
+        raise NewerFormat(path, found, VERSION)
+
+
 def read(draft: Draft, into: dict[str, Tensor]) -> dict[str, Any]:
     """Copy the checkpoint's tensors into those given (same names and shapes) and return its record.
 

@@ -202,6 +202,7 @@ class Run:
         if self.draft.exists(DONE):
             self.figures = self.draft.read_json(DONE)
             self.step, self.status = int(self.figures["steps"]), "finished"
+            self.draft.remove(checkpoint.NAME)  # a kill may have come between the last file and this
         elif self.draft.exists(checkpoint.NAME):
             record = checkpoint.read(self.draft, self._tensors())
             self.state.updates, self.log.rows = record.pop("updates"), record.pop("rows")

@@ -57,6 +57,10 @@ class MemoryTokens:
     train: MemoryContexts
     held_out: MemoryContexts
 
+    @property
+    def sized_by_rows(self) -> int:
+        return self.train.n_rows
+
     def split(self, name: str) -> Any:
         return getattr(self, name)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from sae_pipeline.autoencoders import RECIPES, Autoencoder, AutoencoderConfig, Codes, initialise
 from sae_pipeline.dataset import Normaliser
 from sae_pipeline.kernels import Parameters
-from sae_pipeline.store import NewerFormat, PipelineError
+from sae_pipeline.store import Damaged, Draft, NewerFormat, PipelineError, artefact
 
 D, N = 16, 50
 
@@ -148,6 +148,20 @@ def test_wrong_weights_are_refused(tmp_path):
     path.write_bytes(b"not safetensors")
     with pytest.raises(PipelineError, match="cannot be read"):
         Autoencoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["autoencoder.safetensors", "config.json"])
+def test_a_published_file_is_compared_with_what_was_published(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(artefact, "EAGER_BYTES", 0)  # as if it were large: opening the artefact hashes nothing
+    with Draft.open(tmp_path / "a", stage="autoencoders", key="x", identity="0" * 64, lineage={}) as draft:
+        for file, data in make().to_files().items():
+            draft.write_bytes(file, data)
+        draft.publish({})
+    assert Autoencoder.load(tmp_path / "a").config.n == N
+    changed = (tmp_path / "a" / name).read_bytes()
+    (tmp_path / "a" / name).write_bytes(changed[:-9] + bytes([changed[-9] ^ 1]) + changed[-8:])
+    with pytest.raises(Damaged, match=name):
+        Autoencoder.load(tmp_path / "a")
 
 
 def test_registry_has_the_recipes_of_this_version():

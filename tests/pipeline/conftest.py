@@ -10,10 +10,8 @@ import pytest
 from assets.launching import prepare_instance, run_study
 from resources import StudyGraph
 from sae_pipeline.definitions import build_definitions
-from sae_pipeline.planning.facts import resolve_sites
-from sae_pipeline.study import load_study
-
-CHECKOUT = Path(__file__).parents[2]
+from tests.pipeline.daemon import CHECKOUT, Night
+from tests.pipeline.front_door import home, template, world  # noqa: F401 (fixtures of the tests of bad input)
 
 
 @dataclass
@@ -23,8 +21,11 @@ class Bench:
     graph: StudyGraph
     instance: dg.DagsterInstance
 
+    def definitions(self) -> dg.Definitions:
+        return build_definitions(self.graph)
+
     def run(self) -> str | None:
-        return run_study(build_definitions(self.graph), self.graph, prepare_instance(self.graph, self.instance))
+        return run_study(self.definitions(), self.graph, prepare_instance(self.graph, self.instance))
 
     def with_settings(self, *overrides: str) -> "Bench":
         return Bench(load_graph(self.graph.outputs_dir, *overrides), self.instance)
@@ -40,9 +41,7 @@ class Bench:
 
 
 def load_graph(outputs_dir: Path, *overrides: str) -> StudyGraph:
-    study = load_study(CHECKOUT / "studies" / "smoke.yaml", overrides)
-    sites = tuple(str(site) for site in resolve_sites(study, CHECKOUT).values())
-    return StudyGraph(study, CHECKOUT, outputs_dir, sites)
+    return StudyGraph.read(CHECKOUT / "studies" / "smoke.yaml", overrides, outputs_dir)
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +62,16 @@ def bench(smoke, tmp_path):
     (tmp_path / "home").mkdir()
     with dg.instance_for_test(temp_dir=str(tmp_path / "home")) as instance:
         yield Bench(load_graph(tmp_path / "outputs"), instance)
+
+
+@pytest.fixture(scope="session")
+def night(smoke, tmp_path_factory):
+    """A copy of the finished smoke study behind a real `dagster dev`, shared by the tests that need one."""
+    folder = tmp_path_factory.mktemp("night")
+    shutil.copytree(smoke.graph.outputs_dir, folder / "outputs")
+    night = Night(folder, folder / "outputs")
+    try:
+        night.daemon.ready()
+        yield night
+    finally:
+        night.daemon.stop()

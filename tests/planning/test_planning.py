@@ -148,7 +148,8 @@ def test_keys_are_known_without_a_model():
         ("activations.retain={window: 4GB}", "activations.retain"),
         ("evaluation.metrics={reconstruction: {}, probes: {}}", "metric 'probes'"),
         ("evaluation.controls=[gaussian_cov]", "evaluation.controls"),
-        ("retrain={when: {schedule: '0 3 1 * *'}}", "retrain"),
+        ("retrain={when: {schedule: '0 3 1 * *'}, start: warm}", r"retrain\.start: warm"),
+        ("retrain={when: {new_tokens: 50M}}", r"retrain\.when\.new_tokens"),
         ("training.stop_if={dead: 0.5, after: 0.2}", "training.stop_if"),
         ("budget={disk: 1GB}", "budget"),
     ],
@@ -156,6 +157,10 @@ def test_keys_are_known_without_a_model():
 def test_what_this_version_cannot_do_is_refused_by_name(override, named):
     with pytest.raises(PipelineError, match=named):
         refuse_unsupported(study_of("demo", override))
+
+
+def test_a_time_for_retraining_is_supported():
+    assert list(unsupported(study_of("demo", "retrain={when: {schedule: '0 3 1 * *'}}"))) == []
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "gpt2-small"])

@@ -158,7 +158,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((path, options))
         return iter([{"content": "first"}, {"content": ""}, {"content": "third"}])
 
-    def info(self: Any, name: str, revision: str | None = None) -> SimpleNamespace:
+    def info(self: Any, name: str, revision: str | None, timeout: float) -> SimpleNamespace:
         calls.append((name, revision))
         return SimpleNamespace(sha=COMMIT)
 

@@ -120,6 +120,18 @@ def test_a_finished_member_is_left_as_it_is(member, rows):
     assert {path.name: path.read_bytes() for path in m.draft.path.iterdir() if path.is_file()} == before
 
 
+def test_a_member_killed_between_its_last_file_and_its_checkpoint_leaves_none(member, rows, monkeypatch):
+    m = member("killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(m.draft, "remove", lambda name: None)
+        train({"a": m}, rows, checkpoint_every_s=0.0)
+    assert m.draft.exists("checkpoint.safetensors") and m.draft.exists("training.json")
+    m.draft.close()
+    again = member("killed")
+    assert train({"a": again}, rows)["a"].status == "finished"
+    assert not again.draft.exists("checkpoint.safetensors")
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(member, rows):
     m = member()
     outcome = train({"a": m}, Rows(rows.rows_md, batch_of_nan={3, 11}))["a"]

@@ -1,0 +1,273 @@
+"""`make soak`: kill -9 at random moments of every stage, and random bit flips in everything that was published.
+
+Writes benchmarks/results/soak.json and ends with status 1 if anything failed. `python -m tests.soak [SEED]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.pipeline import kills
+from tests.pipeline.likeness import differences
+from tests.pipeline.moments import STAGE_OF, Moment
+
+RESULT = kills.CHECKOUT / "benchmarks" / "results" / "soak.json"
+CHAINS = 4
+# evaluation_set comes twice: while activations are missing before the dataset, afterwards behind it.
+ORDER = (
+    "start", "tokens", "tokens", "activations", "activations", "evaluation_set", "dataset", "dataset", "evaluation_set",
+    "autoencoder", "autoencoder", "autoencoder", "autoencoder", "codes", "codes", "eval_density", "eval_downstream",
+    "eval_downstream", "eval_reconstruction", "champion", "champion", "evaluation_table", "evaluation_table",
+    "scaling_laws", "scaling_laws", "report", "report",
+)  # fmt: skip
+PUBLISHING = {"artefact", "champion", "copy", "event", "pointer", "verdict"}
+FLIPS = 300
+# Flips under the pipeline: what is made again, and the input in which a bit changed before.
+MADE_FROM = (
+    ("activations", "tokens"), ("evaluation_set", "tokens"), ("dataset", "activations"), ("autoencoder", "activations"),
+    ("autoencoder", "dataset"), ("codes", "autoencoder"), ("codes", "evaluation_set"), ("eval_density", "codes"),
+    ("eval_downstream", "codes"), ("eval_downstream", "evaluation_set"), ("eval_reconstruction", "codes"),
+    ("champion", "autoencoder"), ("evaluation_table", "eval_reconstruction"), ("scaling_laws", "evaluation_table"),
+    ("report", "autoencoder"), ("report", "scaling_laws"),
+)  # fmt: skip
+
+Counts = dict[str, dict[str, int]]
+Record = dict[str, Any]
+
+
+def main(seed: int) -> int:
+    """Everything; the exit status."""
+    started_s = time.monotonic()
+    kills.preload()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    whole = kills.Trial(folder / "whole").wait()
+    if not whole.completed:
+        raise SystemExit(whole.log)
+    jobs: list[Callable[[], Record]] = [
+        lambda number=number: chain(folder, number, seed * 1000 + number, whole.counts) for number in range(CHAINS)
+    ]
+    jobs += [lambda: flips_read(folder, seed)]
+    jobs += [lambda pair=pair: flip_run(folder, seed, *pair) for pair in MADE_FROM]
+    records = list(side_by_side(jobs, folder))
+    result = summarise(seed, records[:CHAINS], records[CHAINS], records[CHAINS + 1 :])
+    result["seconds"] = round(time.monotonic() - started_s)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    shutil.rmtree(folder)
+    print(json.dumps({name: result[name] for name in ("deaths", "flips_read", "flips_run", "failures")}, indent=2))
+    return 1 if result["failures"] else 0
+
+
+def side_by_side(jobs: Sequence[Callable[[], Record]], folder: Path) -> Iterator[Record]:
+    """What each job returns, in order; jobs run in forked processes, one per core."""
+    waiting, running = list(enumerate(jobs)), set[int]()
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            running.add(_fork(*waiting.pop(0), folder))
+        running.remove(os.wait()[0])
+    for number in range(len(jobs)):
+        path = folder / f"job-{number}.json"
+        yield json.loads(path.read_text()) if path.exists() else {"failures": [f"job {number} died"]}
+
+
+def _fork(number: int, job: Callable[[], Record], folder: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            (folder / f"job-{number}.json").write_text(json.dumps(job()))
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def chain(folder: Path, number: int, seed: int, census: Counts) -> Record:
+    """One study killed at random moments, asset after asset, until it completes; then it must equal the whole one."""
+    drawn, place, started_s = random.Random(seed), folder / f"chain-{number}", time.monotonic()
+    deaths, failures = [], []
+    for nth, asset in enumerate(ORDER):
+        if asset not in census:
+            continue
+        before, last = ORDER[:nth].count(asset), asset not in ORDER[nth + 1 :]
+        outcome = kills.Trial(place, draw(drawn, asset, census[asset], before, last)).wait()
+        if outcome.fired is None:
+            failures += [f"seed {seed}: {outcome.log}"] if outcome.status else []
+            break
+        deaths.append(asdict(outcome.fired))
+    last = kills.Trial(place).wait()
+    failures += [] if last.completed else [f"seed {seed}: {last.log}"]
+    failures += [f"seed {seed}: {line}" for line in differences(folder / "whole" / "outputs", place / "outputs")]
+    failures += [f"seed {seed}: {line}" for line in still_running(place / "home")]
+    shutil.rmtree(place)
+    return {
+        "seed": seed,
+        "deaths": deaths,
+        "seconds": round(time.monotonic() - started_s),
+        "completed": last.completed,
+        "failures": failures,
+    }
+
+
+def draw(drawn: random.Random, asset: str, counts: dict[str, int], before: int, last: bool) -> Moment:
+    """A moment of an asset, kinds with equal chance: of its work, or of publishing too if it is the asset's last death.
+
+    After `before` deaths there is less to do, so the moment is among the earlier of its operations.
+    """
+    kind = drawn.choice(sorted(kind for kind in counts if last or kind not in PUBLISHING))
+    phases = ("before", "half", "after") if kind in ("write", "plain copy") else ("before", "after")
+    return Moment(asset, kind, drawn.randint(1, max(1, counts[kind] // (before + 1))), drawn.choice(phases))
+
+
+def still_running(home: Path) -> Iterator[str]:
+    """Runs that Dagster takes for unfinished, and places in the pool that are taken, after all is done."""
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield from (f"run {run.run_id} is {run.status.value}" for run in instance.get_runs() if not run.is_finished)
+        taken = instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
+        yield from (f"the pool gpu is held by {slot}" for slot in taken)
+
+
+def flips_read(folder: Path, seed: int) -> Record:
+    """Flip one bit of a published file, read its artefact, flip it back: reading must fail and name the file."""
+    drawn, started_s = random.Random(seed), time.monotonic()
+    place = Path(shutil.copytree(folder / "whole" / "outputs", folder / "flips"))
+    artefacts = sorted(path.parent for path in place.rglob("artefact.json"))
+    by_kind: dict[str, list[tuple[Path, Path]]] = {}
+    for artefact_dir in artefacts:
+        for path in published_files(artefact_dir):
+            by_kind.setdefault(kind_of_file(path, artefact_dir), []).append((path, artefact_dir))
+    tried, failures = Counter[str](), []
+    for number in range(FLIPS):
+        kind = sorted(by_kind)[number % len(by_kind)]
+        path, artefact_dir = drawn.choice(by_kind[kind])
+        position, bit = flip(path, drawn)
+        named = error_path(artefact_dir)
+        flip_bit(path, position, bit)
+        tried[kind] += 1
+        if named != path:
+            failures.append(f"{path.relative_to(place)}: bit {bit} of byte {position} changed, reading named {named}")
+    failures += [f"{path.relative_to(place)}: damaged by no flip" for path in artefacts if error_path(path)]
+    shutil.rmtree(place)
+    return {"seed": seed, "by_kind": dict(tried), "seconds": round(time.monotonic() - started_s), "failures": failures}
+
+
+def published_files(artefact_dir: Path) -> list[Path]:
+    """All files of an artefact; hidden ones (locks, temporaries) are no part of it."""
+    return sorted(p for p in artefact_dir.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def kind_of_file(path: Path, artefact_dir: Path) -> str:
+    """Shard, commit record, one of the metadata files by name, or the suffix."""
+    parts = path.relative_to(artefact_dir).parts
+    if parts[0] == "commits" or "c" in parts:
+        return "commit record" if parts[0] == "commits" else "shard"
+    return path.name if path.name in ("artefact.json", "draft.json", "zarr.json") else path.suffix
+
+
+def flip(path: Path, drawn: random.Random) -> tuple[int, int]:
+    """Change one random bit of a file; returns where."""
+    position, bit = drawn.randrange(path.stat().st_size), drawn.randrange(8)
+    flip_bit(path, position, bit)
+    return position, bit
+
+
+def flip_bit(path: Path, position: int, bit: int) -> None:
+    """Change one bit in place."""
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def error_path(artefact_dir: Path) -> Path | None:
+    """Read all of an artefact the way stages do; the file that an error names, or None if there is none."""
+    from sae_pipeline.autoencoders import Autoencoder
+    from sae_pipeline.store import Artefact
+    from sae_pipeline.store.errors import PathError
+
+    try:
+        found = Artefact.open(artefact_dir)
+        for name in found.files:
+            found.file(name)
+        for name in found.arrays:
+            array = found.array(name)
+            array.read(0, array.n_rows)
+        if found.exists("autoencoder.safetensors"):
+            Autoencoder.load(artefact_dir)
+    except PathError as error:
+        return error.path
+    return None
+
+
+def flip_run(folder: Path, seed: int, made: str, source: str) -> Record:
+    """Forget an asset, flip a bit of one of its inputs, run: it fails naming the file, or it never read the file."""
+    drawn, place = random.Random(f"{seed} {made} {source}"), folder / f"flip-{made}-{source}"
+    started_s = time.monotonic()
+    shutil.copytree(folder / "whole", place)
+    outputs = place / "outputs"
+    pointers = json.loads((outputs / "smoke" / "current.json").read_text())
+    for node, where in pointers.items():
+        if node.split("/")[0] == made:
+            shutil.rmtree(outputs / where)
+    inputs = [outputs / where for node, where in sorted(pointers.items()) if node.split("/")[0] == source]
+    path = drawn.choice([path for folder_ in inputs for path in published_files(folder_)])
+    position, bit = flip(path, drawn)
+    outcome = kills.Trial(place).wait()
+    name = path.relative_to(outputs).as_posix()
+    refused = outcome.status == 1 and str(path) in outcome.log
+    flip_bit(path, position, bit)
+    other = differences(folder / "whole" / "outputs", outputs) if outcome.completed else []
+    ended = "refused" if refused else "not read" if outcome.completed and not other else "failed"
+    shutil.rmtree(place)
+    return {
+        "made": made,
+        "from": source,
+        "file": name,
+        "byte": position,
+        "bit": bit,
+        "ended": ended,
+        "seconds": round(time.monotonic() - started_s),
+        "failures": [f"{made} from {source}: {name}: {other or outcome.log}"] if ended == "failed" else [],
+    }
+
+
+def summarise(seed: int, chains: list[Record], read: Record, runs: list[Record]) -> Record:
+    """The result: counts first, then every trial."""
+    import torch
+
+    deaths = [death for record in chains for death in record.get("deaths", [])]
+    failures = [line for record in (*chains, read, *runs) for line in record["failures"]]
+    return {
+        "seed": seed,
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
+        "deaths": {
+            "total": len(deaths),
+            "by_stage": dict(Counter(STAGE_OF.get(death["asset"], "before any") for death in deaths)),
+            "by_kind": dict(Counter(death["kind"] for death in deaths)),
+            "by_phase": dict(Counter(death["phase"] for death in deaths)),
+        },
+        "flips_read": {"total": sum(read.get("by_kind", {}).values()), "by_kind": read.get("by_kind", {})},
+        "flips_run": {"total": len(runs), **Counter(record.get("ended", "failed") for record in runs)},
+        "failures": len(failures),
+        "failed": failures,
+        "chains": chains,
+        "runs_on_flipped_inputs": runs,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
