@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/sae-pipeline run demo
 
 test: $(STAMP) lint types imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 ui: $(STAMP)
 	$(BIN)/sae-pipeline ui

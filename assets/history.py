@@ -13,7 +13,7 @@ import dagster as dg
 
 from assets.publishing import asset_key
 from resources import StudyGraph
-from sae_pipeline.doctor import Check
+from sae_pipeline.doctor.check import Check
 
 if TYPE_CHECKING:
     from sae_pipeline.planning.status import LastRun

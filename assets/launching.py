@@ -49,10 +49,7 @@ def run_study(defs: dg.Definitions, graph: StudyGraph, instance: dg.DagsterInsta
     Raises:
         PipelineError: something can be seen beforehand to go wrong; nothing was begun.
     """
-    from sae_pipeline.planning.preflight import preflight
-
-    work = graph.workspace
-    preflight(work.lineage, work.outputs, work.pointers, root=work.root, progress=Console("checking corpora"))
+    _preflight(graph)
     started, runs = time.monotonic(), 0
     for job, assets in job_assets(graph).items():
         for request in requests_for(instance, graph, graph.workspace.stale(assets)):
@@ -72,15 +69,24 @@ def backfill(defs: dg.Definitions, graph: StudyGraph, instance: dg.DagsterInstan
         What failed, one text per run; the other runs went on.
 
     Raises:
-        PipelineError: what a node is made from has not been published; nothing was started.
+        PipelineError: what a node is made from has not been published, or something can be seen beforehand to go wrong;
+            nothing was started.
     """
     _require_inputs(graph, nodes)
+    _preflight(graph, [node for node in nodes if graph.workspace.find(node.name) is None])
     failures = []
     for request in requests_for(instance, graph, nodes):
         job = next(job for job, assets in job_assets(graph).items() if set(request.assets) <= set(assets))
         _say(f"{job}: {request}")
         failures.append(_launch(defs, instance, graph, job, request))
     return [failure for failure in failures if failure]
+
+
+def _preflight(graph: StudyGraph, nodes: Sequence[Node] | None = None) -> None:
+    from sae_pipeline.planning.preflight import preflight
+
+    work, console = graph.workspace, Console("checking corpora")
+    preflight(work.lineage, work.outputs, work.pointers, root=work.root, nodes=nodes, progress=console)
 
 
 def _require_inputs(graph: StudyGraph, nodes: Sequence[Node]) -> None:

@@ -119,10 +119,6 @@ class Workspace:
         node = self.lineage[name]
         return self.outputs.published(node.stage, node.key, node.identity)
 
-    def claim(self, node: Node) -> Artefact | None:
-        """The published artefact of a node with the study's pointer moved to it, or None if there is none."""
-        return self.outputs.claim(self.pointers, node.name, node.stage, node.key, node.identity)
-
     def stale(self, assets: Container[str] | None = None) -> list[Node]:
         """Nodes (of some assets) whose published artefact is not the one the study asks for, inputs first."""
         from sae_pipeline.planning.staleness import stale

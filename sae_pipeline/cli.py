@@ -21,6 +21,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed with a message that says what to change, 3 not current."""
     options = _parser().parse_args(arguments)
+    if options.run is doctor:  # it works where packages are missing that everything else needs
+        _set_environment(options)
+        return int(options.run(options))
     from sae_pipeline.store import PipelineError
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from resources.workspace import StudyGraph
-    from sae_pipeline.doctor import Check
+    from sae_pipeline.doctor.check import Check
     from sae_pipeline.planning.status import LastRun
     from sae_pipeline.store import Outputs
     from sae_pipeline.store.garbage import Garbage, Policy, Survey
+
+CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
 STALE: Final = 3
 """Exit status of `status` when something is stale, rejected, at work or was never made."""
@@ -50,7 +53,7 @@ def _last_run(graph: StudyGraph) -> LastRun | None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what is well and what is not on this machine, a line each with what to do."""
-    from sae_pipeline.doctor import examine
+    from sae_pipeline.doctor.check import examine
 
     levels = []
     for check in examine(_checks(options.studies)):
@@ -62,26 +65,34 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _checks(studies: Iterable[str]) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
-    from resources.workspace import CHECKOUT, outputs_dir
-    from sae_pipeline import doctor
-
-    outputs, home = outputs_dir(), Path(os.environ["DAGSTER_HOME"])
-    yield "python", lambda: doctor.python_version(CHECKOUT)
-    yield "packages", lambda: doctor.requirements(CHECKOUT)
-    yield "constraints", lambda: doctor.constraints(CHECKOUT)
-    yield "dagster", doctor.dagster_release
-    yield "processor", doctor.processor
-    yield "torch", doctor.torch_devices
-    yield "memory", doctor.memory
-    yield "disk", lambda: doctor.disk("disk", outputs)
-    yield "disk", lambda: doctor.disk("disk", home)
-    yield "publishing", lambda: doctor.publishing(outputs)
-    yield "locks", lambda: doctor.file_locks(outputs)
-    yield "dagster home", lambda: doctor.dagster_home(home, os.environ)
+    """The checks by name. Each imports what it needs, so that a missing package costs no check but those it is for."""
+    home = Path(os.environ["DAGSTER_HOME"])
+    yield "python", partial(_look, "packages", "python_version", CHECKOUT)
+    yield "packages", partial(_look, "packages", "requirements", CHECKOUT)
+    yield "constraints", partial(_look, "packages", "constraints", CHECKOUT)
+    yield "dagster", partial(_look, "packages", "dagster_release")
+    yield "processor", partial(_look, "machine", "processor")
+    yield "torch", partial(_look, "machine", "torch_devices")
+    yield "memory", partial(_look, "machine", "memory")
+    yield "disk", partial(_look_at_outputs, "disk")
+    yield "disk", partial(_look, "folders", "disk", home)
+    yield "publishing", partial(_look_at_outputs, "publishing")
+    yield "locks", partial(_look_at_outputs, "file_locks")
+    yield "dagster home", partial(_look, "folders", "dagster_home", home, os.environ)
     yield "daemon", _daemon
-    yield "browser", doctor.browser
+    yield "browser", partial(_look, "machine", "browser")
     for name in studies:
         yield name, partial(_hub, name)
+
+
+def _look(module: str, function: str, *arguments: object) -> Iterator[Check]:
+    yield from getattr(importlib.import_module(f"sae_pipeline.doctor.{module}"), function)(*arguments)
+
+
+def _look_at_outputs(function: str) -> Iterator[Check]:
+    from resources.workspace import outputs_dir
+
+    yield from _look("folders", function, outputs_dir())
 
 
 def _daemon() -> Iterator[Check]:
@@ -92,11 +103,11 @@ def _daemon() -> Iterator[Check]:
 
 
 def _hub(name: str) -> Iterator[Check]:
-    from resources.workspace import CHECKOUT, study_file
-    from sae_pipeline.doctor import hub
+    from resources.workspace import study_file
+    from sae_pipeline.doctor.reach import hub
     from sae_pipeline.study import load_study
 
-    return hub(load_study(study_file(name), os.environ.get("SAE_SET", "").splitlines()), CHECKOUT)
+    yield from hub(load_study(study_file(name), os.environ.get("SAE_SET", "").splitlines()), CHECKOUT)
 
 
 def gc(options: argparse.Namespace) -> int:

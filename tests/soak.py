@@ -25,14 +25,11 @@ from tests.pipeline.moments import STAGE_OF, Moment
 
 RESULT = kills.CHECKOUT / "benchmarks" / "results" / "soak.json"
 CHAINS = 4
-# evaluation_set comes twice: while activations are missing before the dataset, afterwards behind it.
-ORDER = (
-    "start", "tokens", "tokens", "activations", "activations", "evaluation_set", "dataset", "dataset", "evaluation_set",
-    "autoencoder", "autoencoder", "autoencoder", "autoencoder", "codes", "codes", "eval_density", "eval_downstream",
-    "eval_downstream", "eval_reconstruction", "champion", "champion", "evaluation_table", "evaluation_table",
-    "scaling_laws", "scaling_laws", "report", "report",
-)  # fmt: skip
-PUBLISHING = {"artefact", "champion", "copy", "event", "pointer", "verdict"}
+DEATHS = dict.fromkeys(STAGE_OF, 2) | {"start": 1, "activations": 3, "dataset": 3, "autoencoder": 5}
+"""How often a chain is to die in each asset; "start" is before the first."""
+HEAVY = {"step", "checkpoint", "forward", "shard", "commit"}
+BEGINNING = {"array", "draft", "mkdir"}
+PUBLISHING = {"artefact", "champion", "copy", "end", "event", "pointer", "verdict"}
 FLIPS = 300
 # Flips under the pipeline: what is made again, and the input in which a bit changed before.
 MADE_FROM = (
@@ -94,20 +91,17 @@ def _fork(number: int, job: Callable[[], Record], folder: Path) -> int:
 
 
 def chain(folder: Path, number: int, seed: int, census: Counts) -> Record:
-    """One study killed at random moments, asset after asset, until it completes; then it must equal the whole one."""
+    """One study killed at random moments of each asset until it completes; then it must equal the whole one."""
     drawn, place, started_s = random.Random(seed), folder / f"chain-{number}", time.monotonic()
-    deaths, failures = [], []
-    for nth, asset in enumerate(ORDER):
-        if asset not in census:
-            continue
-        before, last = ORDER[:nth].count(asset), asset not in ORDER[nth + 1 :]
-        outcome = kills.Trial(place, draw(drawn, asset, census[asset], before, last)).wait()
+    deaths, so_far = list[Record](), Counter[str]()
+    while True:
+        armed = [draw(drawn, asset, census[asset], so_far[asset]) for asset in sorted(census)]
+        outcome = kills.Trial(place, [moment for moments in armed for moment in moments]).wait()
         if outcome.fired is None:
-            failures += [f"seed {seed}: {outcome.log}"] if outcome.status else []
             break
+        so_far[outcome.fired.asset] += 1
         deaths.append(asdict(outcome.fired))
-    last = kills.Trial(place).wait()
-    failures += [] if last.completed else [f"seed {seed}: {last.log}"]
+    failures = [] if outcome.completed else [f"seed {seed}: {outcome.log}"]
     failures += [f"seed {seed}: {line}" for line in differences(folder / "whole" / "outputs", place / "outputs")]
     failures += [f"seed {seed}: {line}" for line in still_running(place / "home")]
     shutil.rmtree(place)
@@ -115,19 +109,26 @@ def chain(folder: Path, number: int, seed: int, census: Counts) -> Record:
         "seed": seed,
         "deaths": deaths,
         "seconds": round(time.monotonic() - started_s),
-        "completed": last.completed,
+        "completed": outcome.completed,
         "failures": failures,
     }
 
 
-def draw(drawn: random.Random, asset: str, counts: dict[str, int], before: int, last: bool) -> Moment:
-    """A moment of an asset, kinds with equal chance: of its work, or of publishing too if it is the asset's last death.
+def draw(drawn: random.Random, asset: str, counts: dict[str, int], deaths: int) -> list[Moment]:
+    """A moment of an asset: of its work, or of publishing too if it is the asset's last death.
 
-    After `before` deaths there is less to do, so the moment is among the earlier of its operations.
+    After some deaths there is less to do, so the moment is among the earlier operations; if it does not come, the
+    asset's end does. None once the asset has had its deaths.
     """
-    kind = drawn.choice(sorted(kind for kind in counts if last or kind not in PUBLISHING))
+    left = DEATHS[asset] - deaths
+    if left <= 0:
+        return []
+    unlikely = (PUBLISHING if left > 1 else set()) | (BEGINNING if deaths else set())
+    kinds = sorted(set(counts) - unlikely)
+    (kind,) = drawn.choices(kinds, [4 if kind in HEAVY else 1 for kind in kinds])
     phases = ("before", "half", "after") if kind in ("write", "plain copy") else ("before", "after")
-    return Moment(asset, kind, drawn.randint(1, max(1, counts[kind] // (before + 1))), drawn.choice(phases))
+    moment = Moment(asset, kind, drawn.randint(1, max(1, counts[kind] // (deaths + 1))), drawn.choice(phases))
+    return [moment, Moment(asset, "end")]
 
 
 def still_running(home: Path) -> Iterator[str]:

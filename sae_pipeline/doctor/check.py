@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+INSTALL = "make -B .venv/.installed, or pip install -c constraints.txt -e ."
+
 Level = Literal["ok", "warn", "fail"]
 
 
@@ -26,8 +28,8 @@ class Check:
     advice: str = ""
 
     def __str__(self) -> str:
-        advice = f"\n{'':20}→ {self.advice}" if self.advice else ""
-        return f"{self.level:6}{self.name:14}{self.found}{advice}"
+        advice = f"\n{'':21}→ {self.advice}" if self.advice else ""
+        return f"{self.level:6}{self.name:15}{self.found}{advice}"
 
 
 def examine(checks: Iterable[tuple[str, Callable[[], Iterable[Check]]]]) -> Iterator[Check]:
@@ -35,5 +37,7 @@ def examine(checks: Iterable[tuple[str, Callable[[], Iterable[Check]]]]) -> Iter
     for name, check in checks:
         try:
             yield from check()
+        except ImportError as error:
+            yield Check(name, "fail", f"cannot be looked at, a package is missing: {error}", INSTALL)
         except Exception as error:  # whatever is wrong with a machine, its doctor goes on
-            yield Check(name, "fail", f"could not be looked at: {type(error).__name__}: {error}")
+            yield Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")

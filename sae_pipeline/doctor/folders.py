@@ -30,17 +30,17 @@ except BlockingIOError:
 _HELD = 7
 
 
-def disk(name: str, folder: Path) -> Iterator[Check]:
+def disk(folder: Path) -> Iterator[Check]:
     """Free room where a folder lies, or will lie once it is made."""
     there = _existing(folder)
     free = shutil.disk_usage(there).free
     found = f"{human_bytes(free)} free at {folder}"
     if free < _NO_DISK:
-        yield Check(name, "fail", found, "make room: `sae-pipeline gc` lists what nothing refers to")
+        yield Check("disk", "fail", found, "make room: `sae-pipeline gc` lists what nothing refers to")
     elif free < _LITTLE_DISK:
-        yield Check(name, "warn", found, "`sae-pipeline plan` says what a study takes, `sae-pipeline gc` what can go")
+        yield Check("disk", "warn", found, "`sae-pipeline plan` says what a study takes, `sae-pipeline gc` what can go")
     else:
-        yield Check(name, "ok", found)
+        yield Check("disk", "ok", found)
 
 
 def publishing(folder: Path) -> Iterator[Check]:

@@ -12,10 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from sae_pipeline.doctor.check import Check
+from sae_pipeline.doctor.check import INSTALL, Check
 
 PROJECT = "sae-pipeline"
-INSTALL = "make -B .venv/.installed, or pip install -c constraints.txt -e ."
 SISTERS = ("dagster", "dagster-graphql", "dagster-pipes", "dagster-shared", "dagster-webserver")
 _MOST = 5  # differing versions that are named
 

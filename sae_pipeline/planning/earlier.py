@@ -31,6 +31,20 @@ def earlier_activations(lineage: Lineage, node: Node, outputs: Outputs, pointers
     return None
 
 
+def bytes_kept(lineage: Lineage, node: Node, outputs: Outputs, pointers: Pointers) -> int:
+    """About how many bytes of a node need no room of their own: whole shards of a version that the tokens continue.
+
+    0 for all but activations. File systems without links need the room after all.
+    """
+    if node.asset != "activations" or CONTINUES not in lineage["tokens"].record:
+        return 0
+    earlier = next(_candidates(lineage, node, outputs, pointers), None)
+    if earlier is None or earlier.summary.get("micro_batch") != lineage.study.activations.micro_batch:
+        return 0
+    shards = int(earlier.summary["shards"])
+    return earlier.n_bytes * (shards - 1) // shards
+
+
 def _candidates(lineage: Lineage, node: Node, outputs: Outputs, pointers: Pointers) -> Iterator[Artefact]:
     record = lineage["tokens"].record
     while identity := record.get(CONTINUES):

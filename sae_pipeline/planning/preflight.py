@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from sae_pipeline.planning.earlier import bytes_kept
 from sae_pipeline.planning.lineage import Lineage, Node
 from sae_pipeline.planning.plan import Plan, make_plan
 from sae_pipeline.planning.staleness import stale
@@ -39,7 +40,13 @@ _TOKEN_BYTES = 4  # of each token while the tokens are made, deleted afterwards
 
 
 def preflight(
-    lineage: Lineage, outputs: Outputs, pointers: Pointers, *, root: Path, progress: Progress = silent
+    lineage: Lineage,
+    outputs: Outputs,
+    pointers: Pointers,
+    *,
+    root: Path,
+    nodes: Sequence[Node] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Refuse a run that would fail for a reason that can be seen now; nothing is written.
 
@@ -48,13 +55,14 @@ def preflight(
         outputs: where artefacts lie.
         pointers: the study's `current.json`.
         root: folder that relative paths of the study start from.
+        nodes: what is to be made; default everything that is stale.
         progress: told the bytes of the corpora read, where they have to be.
 
     Raises:
         PipelineError: the first reason found, with what to change.
     """
     _check_folders(outputs, lineage.study.study)
-    waiting = stale(lineage, outputs, pointers)
+    waiting = stale(lineage, outputs, pointers) if nodes is None else nodes
     if not waiting:
         return
     _check_writable(outputs, lineage.study.study, {node.stage for node in waiting})
@@ -62,7 +70,7 @@ def preflight(
     _check_champions(lineage.study, outputs, waiting)
     _check_subject(lineage, {node.asset for node in waiting}, root)
     _check_shards(lineage, waiting)
-    _check_disk(lineage, outputs, waiting)
+    _check_disk(lineage, outputs, pointers, waiting)
     if any(node.asset == "tokens" and not _is_published(outputs, node) for node in waiting):
         _check_corpora(lineage, root, progress)
 
@@ -162,9 +170,12 @@ def _check_shards(lineage: Lineage, waiting: Sequence[Node]) -> None:
             check_shard_bytes(shard_rows_of(train, config.shard_tokens), width, config.dtype)
 
 
-def _check_disk(lineage: Lineage, outputs: Outputs, waiting: Sequence[Node]) -> None:
+def _check_disk(lineage: Lineage, outputs: Outputs, pointers: Pointers, waiting: Sequence[Node]) -> None:
     place = next(_folders(outputs, lineage.study.study, ()))
-    there = sum(disk_use(outputs.artefact_dir(node.stage, node.key, node.identity))[0] for node in waiting)
+    there = 0
+    for node in waiting:
+        in_draft = disk_use(outputs.artefact_dir(node.stage, node.key, node.identity))[0]
+        there += max(in_draft, bytes_kept(lineage, node, outputs, pointers))
     needed = bytes_to_make(lineage, make_plan(lineage.study, lineage.facts, flops_per_s=1.0), waiting) - there
     free = shutil.disk_usage(place).free
     if needed > free:

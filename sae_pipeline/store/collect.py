@@ -35,7 +35,7 @@ class Collected:
 def collect(outputs: Outputs, policy: Policy) -> Collected:
     """Delete the garbage of an output folder (see `survey` for what that is).
 
-    Decides anew, with the collection lock held: whoever claimed an artefact or opened a draft before that keeps it,
+    Decides anew, with the collection lock held: whoever pointed at an artefact or opened a draft before keeps it,
     whoever comes later finds it gone and makes it again. Folders leave by one rename into a trash folder and are
     deleted there, after the lock is given back; trash of an interrupted collection goes too.
 

@@ -41,16 +41,8 @@ class Outputs:
             return None
         return found if found.identity == identity else None
 
-    def claim(self, pointers: Pointers, node_key: str, stage: str, key: str, identity: str) -> Artefact | None:
-        """What `published` returns, with the node's pointer moved to it in the same breath: no collection takes it."""
-        with self.keeping():
-            found = self.published(stage, key, identity)
-            if found is not None:
-                pointers.set(node_key, found)
-            return found
-
     def keeping(self) -> FileLock:
-        """A context in which nothing is collected (see `collect`): what is found there can be claimed there.
+        """A context in which nothing is collected (see `collect`): what is found in it can be pointed at in it.
 
         Open drafts in it: a collection that begins later sees the draft, and keeps what its lineage names. Waits while
         a collection decides and moves (not while it deletes), and can be nested.
@@ -58,7 +50,7 @@ class Outputs:
         return self._collection_lock(shared=True)
 
     def collecting(self) -> FileLock:
-        """The context of a collection: nothing is claimed and no draft opened meanwhile. Waits for those at it."""
+        """The context of a collection: no pointer is moved and no draft opened meanwhile. Waits for those at it."""
         return self._collection_lock(shared=False)
 
     def _collection_lock(self, *, shared: bool) -> FileLock:

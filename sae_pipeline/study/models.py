@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from sae_pipeline.study.agreement import check_agreement
 from sae_pipeline.study.ahead import Budget, EvaluationSource, Outliers, Retain, Retrain, StopRule
-from sae_pipeline.study.keys import split_site
 from sae_pipeline.study.parts import (
     EXECUTION_ONLY,
     Bytes,
@@ -252,9 +252,6 @@ class ReportConfig(Part):
     compare_with: Literal["previous"] | None = None
 
 
-_TAKEN = ("artefacts",)
-
-
 class Study(Part):
     """One study: one subject, its corpora, sites, autoencoders, evaluation and laws. See `studies/` for examples."""
 
@@ -277,30 +274,5 @@ class Study(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if not self.sites:
-            raise ValueError("sites: name at least one, e.g. gpt2.8.resid_post: {}")
-        for text in self.sites:
-            alias, _, _ = split_site(text)
-            if alias != self.subject.alias:
-                raise ValueError(f"site {text!r}: alias {alias!r} is not the subject's, {self.subject.alias!r}")
-        if self.study in _TAKEN:
-            raise ValueError(f"study: {self.study!r} is the folder of all studies' artefacts; choose another name")
-        names = [corpus.name for corpus in self.corpora]
-        if len(set(names)) != len(names):
-            raise ValueError(f"corpora: two share a name among {names}; give each its own")
-        if not any(corpus.weight for corpus in self.corpora):
-            raise ValueError("corpora: every weight is 0; raise one")
-        return self
-
-    @model_validator(mode="after")
-    def _enough_tokens(self) -> Study:
-        tokens, wanted = self.tokens, self.evaluation.tokens
-        for name, budget in (("train", tokens.train), ("held_out", tokens.held_out)):
-            if budget < tokens.context:
-                raise ValueError(f"tokens.{name} = {budget:,} is below one context of {tokens.context:,}; raise it")
-        if wanted > tokens.held_out:
-            raise ValueError(
-                f"evaluation.tokens = {wanted:,} exceeds tokens.held_out = {tokens.held_out:,}; "
-                "lower the first or raise the second"
-            )
+        check_agreement(self)
         return self

@@ -66,6 +66,8 @@ def build_tokens(
     scratch_dir.mkdir()
     try:
         encoded = _encode(corpora, config, shares, tokenizer, root, scratch_dir / "ids.bin", earlier, progress)
+        if earlier is not None:
+            earlier.put_first(encoded)
         clusters = near_duplicate_clusters(encoded, threshold=config.split.jaccard, progress=progress)
         if earlier is None:
             found = Candidates(encoded.names, encoded.corpora, clusters, encoded.n_tokens)

@@ -26,7 +26,8 @@ class Encoded(Sequence[NDArray[np.int32]]):
         self.corpora: list[str] = []
         self.characters: list[int] = []
         self.sha256: list[str] = []
-        self._ends: list[int] = [0]
+        self._starts: list[int] = []
+        self._lengths: list[int] = []
         path.write_bytes(b"")
 
     def add(self, source: Iterable[Document], tokenizer: Tokenizer) -> Iterator[int]:
@@ -46,22 +47,28 @@ class Encoded(Sequence[NDArray[np.int32]]):
         self.corpora.append(document.corpus)
         self.characters.append(len(document.text))
         self.sha256.append(document.sha256)
-        self._ends.append(self._ends[-1] + n_tokens)
+        self._starts.append(self._starts[-1] + self._lengths[-1] if self._starts else 0)
+        self._lengths.append(n_tokens)
+
+    def arrange(self, order: Sequence[int]) -> None:
+        """Number the documents anew: number i becomes the one that was `order[i]`. Nothing may be added afterwards."""
+        for name in ("names", "corpora", "characters", "sha256", "_starts", "_lengths"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in order])
 
     @property
     def n_tokens(self) -> NDArray[np.int64]:
         """Tokens of each document, `[documents]`."""
-        ends = np.asarray(self._ends, np.int64)
-        return ends[1:] - ends[:-1]
+        return np.asarray(self._lengths, np.int64)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Where each document begins in `flat`, `[documents]`."""
-        return np.asarray(self._ends[:-1], np.int64)
+        return np.asarray(self._starts, np.int64)
 
     @property
     def flat(self) -> NDArray[np.int32]:
-        """All ids, one document after the other, mapped from disk; there must be a document."""
+        """All ids, one document after the other as they were read, mapped from disk; there must be a document."""
         if self._map is None:
             self._map = np.memmap(self._path, np.int32, "r")
         return self._map
@@ -78,7 +85,7 @@ class Encoded(Sequence[NDArray[np.int32]]):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self.flat[self._ends[i] : self._ends[i + 1]]
+        return self.flat[self._starts[i] : self._starts[i] + self._lengths[i]]
 
 
 def _batches(source: Iterable[Document]) -> Iterator[list[Document]]:

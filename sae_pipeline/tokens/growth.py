@@ -1,7 +1,7 @@
 """Growth: a version of the tokens that begins with everything an earlier one holds, so that its shards stay good.
 
-Held-out contexts stay as they were, training contexts come first and in their order, and the others follow in an order
-of their own. What a build from nothing would do otherwise: the split and the permutation would see all text at once.
+Documents keep their numbers and sides, held-out contexts stay as they were, training contexts come first and in their
+order, and the others follow in an order of their own. A build from nothing splits and permutes all text at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class Earlier:
             raise PipelineError("tokens of another tokenizer, context or policy cannot be continued; build them afresh")
         self._tokens, self._seed = tokens, seed
         self._table = tokens.documents
-        self._at: NDArray[np.int64] | None = None
         self.generation = tokens.generation + 1
 
     @property
@@ -62,6 +61,20 @@ class Earlier:
             seen = len(encoded)
             yield n_batch
 
+    def put_first(self, encoded: Encoded) -> None:
+        """Give every document that it read its number again; the others follow in the order in which they were read.
+
+        Raises PipelineError if one is not there any more, or not as it was.
+        """
+        now = {pair: i for i, pair in enumerate(zip(encoded.corpora, encoded.names, strict=True))}
+        first = []
+        for corpus, name, content in self._table[["corpus", "id", "sha256"]].itertuples(index=False):
+            place = now.pop((corpus, name), None)
+            if place is None or encoded.sha256[place] != content:
+                raise _changed(f"corpus {corpus}: document {name} is not what it was")
+            first.append(place)
+        encoded.arrange([*first, *now.values()])
+
     def sides(
         self, encoded: Encoded, clusters: NDArray[np.int64], split_list: Mapping[str, Sequence[str]]
     ) -> NDArray[np.str_]:
@@ -70,15 +83,12 @@ class Earlier:
         Of the others those are excluded that `split_list` holds out or that are near-duplicates of a held-out document;
         the rest is training text. A new document may lie in one cluster with old ones of both sides: they keep theirs.
         """
-        places = self._places(encoded)
-        sides = np.full(len(encoded), TRAIN, dtype=f"<U{len(EXCLUDED)}")
-        sides[places] = self._table["split"].to_numpy(str)
+        old, n = self._table["split"].to_numpy(str), len(self._table)
         listed = {(corpus, name) for corpus, names in split_list.items() for name in names}
-        named = np.array([pair in listed for pair in zip(encoded.corpora, encoded.names, strict=True)])
-        barred = named | np.isin(clusters, clusters[sides == HELD_OUT])
-        barred[places] = False
-        sides[barred] = EXCLUDED
-        return sides
+        pairs = list(zip(encoded.corpora, encoded.names, strict=True))[n:]
+        barred = np.isin(clusters[n:], clusters[:n][old == HELD_OUT])
+        barred |= np.array([pair in listed for pair in pairs], dtype=bool)
+        return np.concatenate([old, np.where(barred, EXCLUDED, TRAIN)])
 
     def choose(
         self,
@@ -110,24 +120,11 @@ class Earlier:
         sized_by = sized_by if n_rows <= _OUTGROWN * sized_by else n_rows
         return {"generation": self.generation, "sized_by_rows": sized_by, "rows_before": self.rows}
 
-    def _places(self, encoded: Encoded) -> NDArray[np.int64]:
-        """Where each document that it read stands now, looked up once."""
-        if self._at is not None:
-            return self._at
-        now = {pair: i for i, pair in enumerate(zip(encoded.corpora, encoded.names, strict=True))}
-        then = list(zip(self._table["corpus"], self._table["id"], strict=True))
-        places = np.array([now.get(pair, -1) for pair in then], dtype=np.int64)
-        for pair, place, content in zip(then, places.tolist(), self._table["sha256"], strict=True):
-            if place < 0 or encoded.sha256[place] != content:
-                raise _changed(f"corpus {pair[0]}: document {pair[1]} is not what it was")
-        self._at = places
-        return places
-
     def _positions(self, split: str, encoded: Encoded, packed: Packed, rows: NDArray[np.int64]) -> Order:
         """Positions among `packed` of its contexts, in its order, once they are known to be the same."""
         contexts = self._tokens.split(split)
         key_c = (packed.document.astype(np.int64) << 32) + packed.start
-        wanted = (self._places(encoded)[contexts.document] << 32) + contexts.start
+        wanted = (contexts.document.astype(np.int64) << 32) + contexts.start
         order = np.argsort(key_c)
         found = order[np.minimum(np.searchsorted(key_c[order], wanted), len(packed) - 1)]
         same = np.array_equal(key_c[found], wanted) and np.array_equal(rows[found], np.diff(contexts.row_offsets))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_pipeline import doctor
-from sae_pipeline.doctor import folders, machine, reach
+from sae_pipeline.doctor import folders, machine, packages, reach
+from sae_pipeline.doctor.check import Check, examine
 from sae_pipeline.store import atomic
 from sae_pipeline.store.garbage import PROBE
 from sae_pipeline.study import load_study
@@ -29,16 +29,16 @@ def only(checks):
 
 def test_a_check_that_breaks_is_a_finding():
     def broken():
-        yield doctor.Check("first", "ok", "fine")
+        yield Check("first", "ok", "fine")
         raise ZeroDivisionError("by nought")
 
-    found = list(doctor.examine([("sums", broken), ("next", lambda: [doctor.Check("next", "ok", "fine")])]))
+    found = list(examine([("sums", broken), ("next", lambda: [Check("next", "ok", "fine")])]))
     assert levels(found) == [("ok", "first"), ("fail", "sums"), ("ok", "next")]
     assert "ZeroDivisionError: by nought" in found[1].found
 
 
 def test_advice_stands_below_the_finding():
-    text = str(doctor.Check("disk", "warn", "1 GB free", "make room"))
+    text = str(Check("disk", "warn", "1 GB free", "make room"))
     assert text.splitlines()[0].split() == ["warn", "disk", "1", "GB", "free"]
     assert text.splitlines()[1].strip() == "→ make room"
 
@@ -55,45 +55,45 @@ def project(tmp_path):
 
 
 def test_versions_against_the_project(project):
-    python = only(doctor.python_version(project))
+    python = only(packages.python_version(project))
     assert python.level == "fail" and ">=99" in python.found
-    old, absent = doctor.requirements(project)
+    old, absent = packages.requirements(project)
     assert old.level == absent.level == "fail"
     assert "pandas" in old.found and "no-such-package-anywhere is not installed" in absent.found
-    differing = only(doctor.constraints(project))
+    differing = only(packages.constraints(project))
     assert differing.level == "warn" and "(0.0.1)" in differing.found and "numpy" not in differing.found
     (project / "constraints.txt").unlink()
-    assert only(doctor.constraints(project)).level == "warn"
+    assert only(packages.constraints(project)).level == "warn"
 
 
 def test_versions_of_this_checkout_and_of_an_installed_package(tmp_path):
     for root in (CHECKOUT, tmp_path):  # without a pyproject.toml the package's own metadata is asked
-        assert only(doctor.python_version(root)).level == "ok"
-        assert levels(doctor.requirements(root)) == [("ok", "packages")]
+        assert only(packages.python_version(root)).level == "ok"
+        assert levels(packages.requirements(root)) == [("ok", "packages")]
 
 
 def test_dagster_and_its_sisters_are_of_one_release(monkeypatch):
-    assert only(doctor.dagster_release()).level == "ok"
+    assert only(packages.dagster_release()).level == "ok"
     version = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "9.9.9" if name == "dagster-graphql" else version(name)
     )
-    found = only(doctor.dagster_release())
+    found = only(packages.dagster_release())
     assert found.level == "fail" and "dagster-graphql 9.9.9" in found.found
 
 
 def test_publishing_is_tried_out_and_nothing_stays(tmp_path):
-    assert only(doctor.publishing(tmp_path)).level == "ok"
-    assert only(doctor.publishing(tmp_path / "not" / "yet")).level == "ok"
+    assert only(folders.publishing(tmp_path)).level == "ok"
+    assert only(folders.publishing(tmp_path / "not" / "yet")).level == "ok"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    found = only(doctor.publishing(tmp_path / "file" / "outputs"))
+    found = only(folders.publishing(tmp_path / "file" / "outputs"))
     assert found.level == "fail" and "--outputs" in found.advice
 
 
 def test_a_file_system_without_create_if_absent_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "create", atomic.replace)
-    found = only(doctor.publishing(tmp_path))
+    found = only(folders.publishing(tmp_path))
     assert found.level == "fail" and "does not fail" in found.found
     assert list(tmp_path.iterdir()) == []
 
@@ -102,9 +102,9 @@ def test_a_file_system_without_create_if_absent_fails(tmp_path, monkeypatch):
     ("locks", "says"), [(False, "gets a lock that is held"), (True, "that was given back still holds")]
 )
 def test_a_file_system_whose_locks_do_not_work_fails(tmp_path, monkeypatch, locks, says):
-    assert only(doctor.file_locks(tmp_path)).level == "ok"
+    assert only(folders.file_locks(tmp_path)).level == "ok"
     monkeypatch.setattr(folders, "_locked_out", lambda path: locks)
-    assert says in only(doctor.file_locks(tmp_path)).found
+    assert says in only(folders.file_locks(tmp_path)).found
     assert list(tmp_path.glob(f"{PROBE}*")) == []
 
 
@@ -112,7 +112,7 @@ def test_a_file_system_whose_locks_do_not_work_fails(tmp_path, monkeypatch, lock
 def test_room_on_the_disk(tmp_path, monkeypatch, free, level):
     usage = folders.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=free))
-    assert only(doctor.disk("disk", tmp_path / "outputs")).level == level
+    assert only(folders.disk(tmp_path / "outputs")).level == level
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_room_on_the_disk(tmp_path, monkeypatch, free, level):
 def test_the_settings_of_the_dagster_home(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "dagster.yaml").write_text(text)
-    assert levels(doctor.dagster_home(tmp_path, {})) == expected
+    assert levels(folders.dagster_home(tmp_path, {})) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,34 +139,34 @@ def test_the_settings_of_the_dagster_home(tmp_path, text, expected):
 def test_the_processor(tmp_path, monkeypatch, flags, machine_name, level):
     monkeypatch.setattr(machine.platform, "machine", lambda: machine_name)
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
-    found = only(doctor.processor(tmp_path / "cpuinfo"))
+    found = only(machine.processor(tmp_path / "cpuinfo"))
     assert found.level == level
     assert all(name in found.found for name in flags.split() if name not in ("fpu", "sse2"))
-    assert only(doctor.processor(tmp_path / "absent")).level == "ok"
+    assert only(machine.processor(tmp_path / "absent")).level == "ok"
 
 
 def test_the_memory_of_the_machine_and_of_its_control_group(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")
-    assert "8.19 GB free of 16.4 GB" in only(doctor.memory(meminfo, tmp_path)).found
+    assert "8.19 GB free of 16.4 GB" in only(machine.memory(meminfo, tmp_path)).found
     (tmp_path / "memory.max").write_text("4000000000")
     (tmp_path / "memory.current").write_text("3500000000")
-    found = only(doctor.memory(meminfo, tmp_path))
+    found = only(machine.memory(meminfo, tmp_path))
     assert found.level == "warn" and "500 MB free of 4 GB" in found.found
-    assert only(doctor.memory(tmp_path / "absent")).level == "ok"
+    assert only(machine.memory(tmp_path / "absent")).level == "ok"
 
 
 def test_this_torch_multiplies_float32():
-    found = list(doctor.torch_devices())
+    found = list(machine.torch_devices())
     assert ("ok", "torch") in levels(found) and found[-1].name == "threads"
     assert "float32" in found[0].found
 
 
 def test_a_torch_that_cannot_be_imported_says_why():
     command = (sys.executable, "-S", "-c", "raise ImportError('libtorch.so: wrong ELF class')")
-    found = only(doctor.torch_devices(command))
+    found = only(machine.torch_devices(command))
     assert found.level == "fail" and "wrong ELF class" in found.found
-    killed = only(doctor.torch_devices((sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 4)")))
+    killed = only(machine.torch_devices((sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 4)")))
     assert killed.level == "fail" and "-4" in killed.found
 
 
@@ -175,21 +175,21 @@ def test_devices_and_threads(monkeypatch):
     monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     command = (sys.executable, "-S", "-c", f"print({json.dumps(json.dumps(seen))})")
-    found = list(doctor.torch_devices(command))
+    found = list(machine.torch_devices(command))
     assert levels(found) == [("ok", "torch"), ("warn", "torch"), ("warn", "threads")]
     assert "built without CUDA" in found[1].found and "OMP_NUM_THREADS=8" in found[2].advice
     seen["devices"] = {"cuda:0": ["H100", []]}
     command = (*command[:3], f"print({json.dumps(json.dumps(seen))})")
-    assert levels(doctor.torch_devices(command))[0] == ("fail", "torch")
+    assert levels(machine.torch_devices(command))[0] == ("fail", "torch")
     assert machine._threads(1, 8, {"OMP_NUM_THREADS": "1"}).level == "warn"
     assert machine._threads(8, 8, {}).level == "ok"
 
 
 def test_the_browser(monkeypatch):
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    assert only(doctor.browser()).level == "warn"
+    assert only(machine.browser()).level == "warn"
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/opt/chrome" if name == "google-chrome" else None)
-    assert "/opt/chrome" in only(doctor.browser()).found
+    assert "/opt/chrome" in only(machine.browser()).found
 
 
 class Refuses(http.server.BaseHTTPRequestHandler):
@@ -212,7 +212,7 @@ def test_a_hub_that_answers_is_reachable(study, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert only(doctor.hub(study, CHECKOUT)).level == "ok"
+        assert only(reach.hub(study, CHECKOUT)).level == "ok"
         thread.join()
 
 
@@ -220,15 +220,15 @@ def test_a_hub_that_does_not_answer(study, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
         free_port = server.server_port
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port}")
-    found = only(doctor.hub(study, CHECKOUT))
+    found = only(reach.hub(study, CHECKOUT))
     assert found.level == "fail" and study.subject.id in found.found
     local = study.model_copy(update={"corpora": []})
     monkeypatch.setattr(reach, "_in_cache", lambda subject, revision: True)
-    assert only(doctor.hub(local, CHECKOUT)).level == "warn"
+    assert only(reach.hub(local, CHECKOUT)).level == "warn"
     monkeypatch.setattr(reach.importlib.util, "find_spec", lambda name: None)
-    assert levels(doctor.hub(study, CHECKOUT)) == [("fail", "hub"), ("fail", "hub")]
+    assert levels(reach.hub(study, CHECKOUT)) == [("fail", "hub"), ("fail", "hub")]
 
 
 def test_a_study_without_the_hub_does_not_ask_it(monkeypatch):
     monkeypatch.setattr(reach, "_unreachable", lambda: pytest.fail("asked"))
-    assert list(doctor.hub(load_study(CHECKOUT / "studies" / "demo.yaml"), CHECKOUT)) == []
+    assert list(reach.hub(load_study(CHECKOUT / "studies" / "demo.yaml"), CHECKOUT)) == []

@@ -1,6 +1,7 @@
 """A real `dagster dev` on a study of its own, spoken to over GraphQL: what a person's browser would do."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -99,6 +100,11 @@ class Daemon:
         found = self.ask(query, key={"path": asset.split("/")})["assetNodeOrError"]["partitionKeysByDimension"]
         return next(dimension["partitionKeys"] for dimension in found if dimension["name"] == "ae")
 
+    def groups(self) -> dict[str, str]:
+        """Group of every asset, by the last part of its key."""
+        found = self.ask("{ assetNodes { assetKey { path } groupName } }")["assetNodes"]
+        return {node["assetKey"]["path"][-1]: node["groupName"] for node in found}
+
     def turn_on(self, kind: str, name: str) -> None:
         """Start a sensor or a schedule."""
         selector = {"repositoryName": "__repository__", "repositoryLocationName": "sae_pipeline", f"{kind}Name": name}
@@ -125,6 +131,31 @@ class Daemon:
         found = self.ask(query, p={"assetSelection": selection, "partitionNames": partitions})
         assert found["launchPartitionBackfill"]["__typename"] == "LaunchBackfillSuccess", found
         return found["launchPartitionBackfill"]["backfillId"]
+
+    def launch(self, study: str, asset: str, partition: str) -> str:
+        """Launch a run over one partition of an asset as the UI does; returns its id."""
+        query = """mutation($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
+            __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+        tags = {"dagster/partition": partition}
+        if "|" in partition:
+            tags |= dict(zip(("dagster/partition/ae", "dagster/partition/site"), partition.split("|"), strict=True))
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": "sae_pipeline"}
+        selector |= {"pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [study, asset]}]}
+        labels = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        parameters = {"selector": selector, "mode": "default", "runConfigData": {}, "executionMetadata": labels}
+        found = self.ask(query, p=parameters)["launchPipelineExecution"]
+        assert found["__typename"] == "LaunchRunSuccess", found
+        return found["run"]["runId"]
+
+    def run_end(self, run_id: str) -> str:
+        """Status of a run once it has ended."""
+        query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+        def ended():
+            status = self.ask(query, id=run_id)["runOrError"]["status"]
+            return status if status in ENDED else None
+
+        return self.wait(f"run {run_id}", ended)
 
     def backfill_end(self, backfill_id: str) -> str:
         """Status of a backfill once it has ended."""
@@ -158,6 +189,7 @@ class Night:
     def __init__(self, folder, outputs):
         self.path, self.outputs = folder / "smoke.yaml", outputs
         self.raw = yaml.safe_load((CHECKOUT / "studies" / "smoke.yaml").read_text())
+        self.shipped_grids = copy.deepcopy(self.raw["autoencoders"]["grids"])
         self.raw["retrain"] = {"when": {"schedule": "* * * * *"}}
         self.raw["training"] = {"checkpoint_every": 0.2}
         self.write()
@@ -172,6 +204,16 @@ class Night:
     def add(self, **grid):
         self.raw["autoencoders"]["grids"].append(grid)
         self.write()
+
+    def reset(self):
+        """Back to the autoencoders of the shipped study; what was made of others stays on disk."""
+        self.raw["autoencoders"]["grids"] = copy.deepcopy(self.shipped_grids)
+        self.write()
+
+    def wait_for_partitions(self):
+        """Until the sensor has made exactly the study's autoencoders partitions; it must be on."""
+        keys = {node.name.split("/")[2] for node in self.work.lineage.of_asset("autoencoder")}
+        self.daemon.wait("partitions", lambda: set(self.daemon.partitions("smoke/autoencoder")) == keys)
 
     @property
     def work(self):

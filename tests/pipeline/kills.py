@@ -12,9 +12,11 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,29 +64,32 @@ class Outcome:
 def preload() -> None:
     """Import once, before any fork, what every child needs; no thread may have been started by it."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    import dagster as dg
     import torch
 
     torch.set_num_threads(1)
-    for name in ("assets.launching", "great_expectations", "matplotlib.pyplot", "sae_pipeline.cli", "scipy.optimize"):
+    ours = ("cli", "definitions", "evaluation", "planning.report_inputs", "subjects", "tokens", "training")
+    others = ("great_expectations", "matplotlib.backends.backend_agg", "scipy.optimize", "transformers.models.gpt2")
+    for name in ("assets.launching", *others, *(f"sae_pipeline.{name}" for name in ours)):
         importlib.import_module(name)
-    for name in ("definitions", "evaluation", "planning.report_inputs", "subjects", "tokens", "training"):
-        importlib.import_module(f"sae_pipeline.{name}")
     importlib.import_module("transformers.models.gpt2.modeling_gpt2")
+    with tempfile.TemporaryDirectory() as home:
+        dg.DagsterInstance.local_temp(home).dispose()  # imports its storage
     if threading.active_count() > 1:
         raise RuntimeError(f"threads before the first fork: {threading.enumerate()}")
 
 
 class Trial:
-    """A run of the study in `folder`, in a child process, that is to die at `moment` (None: is to complete)."""
+    """A run of the study in `folder`, in a child process, that dies at the first of `moments` (none: completes)."""
 
-    def __init__(self, folder: Path, moment: Moment | None = None) -> None:
+    def __init__(self, folder: Path, moments: Iterable[Moment] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log, self._started_s = folder / "log.txt", time.monotonic()
         self._told, tell = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._told)
-            _child(folder, self._log, moment, tell)
+            _child(folder, self._log, moments, tell)
         os.close(tell)
 
     def wait(self) -> Outcome:
@@ -102,7 +107,7 @@ class Trial:
         )
 
 
-def _child(folder: Path, log: Path, moment: Moment | None, tell: int) -> NoReturn:
+def _child(folder: Path, log: Path, moments: Iterable[Moment], tell: int) -> NoReturn:
     """Everything a child does; never returns, whatever happens."""
     status = 3
     try:
@@ -111,7 +116,7 @@ def _child(folder: Path, log: Path, moment: Moment | None, tell: int) -> NoRetur
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.environ["DAGSTER_HOME"] = str(folder / "home")
-        watch = Watch(folder / "outputs", moment, tell)
+        watch = Watch(folder / "outputs", moments, tell)
         watch.install()
         status = command(folder / "outputs")
         watch.say(None)
@@ -139,12 +144,11 @@ CAMPAIGN = (
     Moment("activations", "shard", 2),
     Moment("activations", "artefact"),
     Moment("evaluation_set", "forward", 5),
-    # From here on dataset comes first: what a run makes is ordered by what it still has to make.
+    Moment("evaluation_set", "commit", 2, "after"),
+    Moment("evaluation_set", "pointer"),
     Moment("dataset", "write", 5, "half"),
     Moment("dataset", "artefact", 1, "after"),
     Moment("dataset", "pointer", 1, "after"),
-    Moment("evaluation_set", "commit", 2, "after"),
-    Moment("evaluation_set", "pointer"),
     Moment("autoencoder", "step", 9),
     Moment("autoencoder", "step", 40, "after"),
     Moment("autoencoder", "checkpoint", 4, "after"),
@@ -152,30 +156,33 @@ CAMPAIGN = (
     Moment("autoencoder", "artefact", 2, "after"),
     Moment("codes", "shard", 3),
     Moment("codes", "artefact", 1, "after"),
-    Moment("eval_density", "fsync", 20),
     Moment("eval_downstream", "forward", 2),
     Moment("champion", "champion", 1, "after"),
     Moment("champion", "pointer", 1, "after"),
     Moment("evaluation_table", "pointer", 1, "after"),
     Moment("scaling_laws", "artefact", 1, "after"),
     Moment("scaling_laws", "copy", 2),
-    Moment("report", "file", 1, "after"),
     Moment("report", "pointer", 1, "after"),
 )
+"""Moments of each asset in the order in which they are to strike; which asset comes first is for the runs to say."""
 
 
 def campaign(folder: Path) -> dict[str, Any]:
-    """Kill the same study at every moment of `CAMPAIGN`, one after the other; beside it, a run that is left alone.
+    """Kill the same study at every moment of `CAMPAIGN`, until it completes; beside it, a run that is left alone.
+
+    A trial dies at the next moment of whichever asset comes to its own first.
 
     Outputs lie in `<folder>/killed` and `<folder>/whole`. Returns what was seen: the trials, each with the state of
     the outputs after it, and the counts of the run that was left alone.
     """
     preload()
     whole = Trial(folder / "whole")
-    trials = []
-    for moment in (*CAMPAIGN, None):
-        outcome = Trial(folder / "killed", moment).wait()
+    waiting, trials = list(CAMPAIGN), list[dict[str, Any]]()
+    while not trials or trials[-1]["fired"] is not None:
+        armed = {moment.asset: moment for moment in reversed(waiting)}
+        outcome = Trial(folder / "killed", armed.values()).wait()
         trials.append(asdict(outcome) | {"state": observe(folder / "killed" / "outputs")})
+        waiting = [moment for moment in waiting if moment != outcome.fired]
     return {"trials": trials, "whole": asdict(whole.wait())}
 
 

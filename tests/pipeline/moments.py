@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +30,7 @@ STAGE_OF = {
     "scaling_laws": "scaling",
     "report": "scaling",
 }
-"""Every asset with its stage, in an order in which runs make them (see `CAMPAIGN` for the exception)."""
-_RANK = {asset: rank for rank, asset in enumerate(STAGE_OF)}
+"""Every asset with its stage."""
 Phase = Literal["before", "half", "after"]
 
 
@@ -39,9 +38,8 @@ Phase = Literal["before", "half", "after"]
 class Moment:
     """The `count`-th operation of a kind (see `_kind_of`, and step, forward, event) while an asset is being made.
 
-    `half` is for the kind "write": half of the bytes are in the temporary. A moment that does not come falls on the
-    end of the asset's step, before Dagster hears of its success (kind "end"), or, if the asset had nothing left to do,
-    on the beginning of the first that comes after it (kind "begin").
+    `half` is for the kinds "write" and "plain copy": half of the bytes are there. Kind "end" is the end of the asset's
+    step, before Dagster hears of its success.
     """
 
     asset: str
@@ -51,10 +49,11 @@ class Moment:
 
 
 class Watch:
-    """Counts operations by asset and kind, and kills the process at its moment."""
+    """Counts operations by asset and kind, and kills the process at whichever of its moments comes first."""
 
-    def __init__(self, outputs: Path, moment: Moment | None, tell: int) -> None:
-        self._outputs, self._moment, self._tell = outputs, moment, tell
+    def __init__(self, outputs: Path, moments: Iterable[Moment], tell: int) -> None:
+        self._outputs, self._tell = outputs, tell
+        self._moments = {(moment.asset, moment.kind, moment.count): moment for moment in moments}
         self._lock, self._asset = threading.Lock(), "start"
         self._counts: dict[str, Counter[str]] = {}
 
@@ -92,15 +91,12 @@ class Watch:
         with self._lock:
             kinds = self._counts.setdefault(self._asset, Counter())
             kinds[kind] += 1
-            asset, count = self._asset, kinds[kind]
-        here = self._moment is not None and (self._moment.asset, self._moment.kind) == (asset, kind)
-        here = here and self._moment.count == count
-        phase = self._moment.phase if here else None
-        if phase == "before":
-            self._die(self._moment)
-        yield lambda: phase == "half"
-        if phase is not None:
-            self._die(self._moment)
+            moment = self._moments.get((self._asset, kind, kinds[kind]))
+        if moment is not None and moment.phase == "before":
+            self._die(moment)
+        yield lambda: moment is not None and moment.phase == "half"
+        if moment is not None:
+            self._die(moment)
 
     def _die(self, moment: Moment) -> NoReturn:
         with self._lock:
@@ -156,13 +152,10 @@ class Watch:
             kind, step = event.dagster_event_type and event.dagster_event_type.value, event.step_key
             if kind == "STEP_START":
                 self._asset = step
-                if self._moment is not None and _RANK[step] > _RANK.get(self._moment.asset, -1):
-                    self._die(Moment(step, "begin"))
-            elif kind == "STEP_SUCCESS" and self._moment is not None and self._moment.asset == step:
-                self._die(Moment(step, "end"))
-            if kind != "ASSET_MATERIALIZATION":
+            name = {"ASSET_MATERIALIZATION": "event", "STEP_SUCCESS": "end"}.get(kind)
+            if name is None:
                 return real(instance, event, **options)
-            with self._at("event"):
+            with self._at(name):
                 return real(instance, event, **options)
 
         return handle_new_event

@@ -132,6 +132,12 @@ def test_a_corpus_that_cannot_be(name: str, world: World, capsys: pytest.Capture
     assert_refused(world, capsys, world.run(*spoil(world)), names=names, says=says)
 
 
+def test_a_backfill_of_what_cannot_be_read(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    (world.corpus / "a.jsonl").write_text('{"text": "cut')
+    argv = ["backfill", "tokens", "--study", str(world.study), "--outputs", str(world.outputs)]
+    assert_refused(world, capsys, argv, names="a.jsonl, line 1 is not JSON", says="mend the line")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_of_somebody_else(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     (world.corpus / "0.txt").chmod(0)

@@ -184,6 +184,16 @@ def test_the_doctor_on_a_spoiled_place(bench, ask, tmp_path, monkeypatch):
     assert text.splitlines()[-1].startswith("3 failed")
 
 
+@pytest.mark.parametrize("missing", ["zarr", "packaging"])
+def test_the_doctor_works_where_a_package_is_missing(tmp_path, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from sae_pipeline import cli; sys.exit(cli.main(['doctor']))"
+    environment = os.environ | {"SAE_OUTPUTS": str(tmp_path / "outputs"), "DAGSTER_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, env=environment)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"a package is missing: {'import of' if missing != 'packaging' else 'No module'}" in done.stdout
+
+
 def test_the_doctor_finds_a_daemon(bench, tmp_path):
     def beat(moment_s, errors=()):
         bench.instance.add_daemon_heartbeat(DaemonHeartbeat(moment_s, "SENSOR", "id", list(errors)))

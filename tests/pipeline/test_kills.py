@@ -40,9 +40,8 @@ def trials(record):
 
 def test_every_moment_struck_and_every_stage_was_hit(trials):
     struck = [trial["fired"] for trial in trials[:-1]]
-    assert struck == [asdict(moment) for moment in kills.CAMPAIGN], [
-        trial["log"] for trial in trials if trial["status"]
-    ]
+    missed = [moment for moment in kills.CAMPAIGN if asdict(moment) not in struck]
+    assert missed == [], trials[-1]["log"]
     stages = Counter(STAGE_OF[fired["asset"]] for fired in struck)
     assert set(stages) == {"tokens", "activations", "dataset", "autoencoders", "evaluation", "scaling"}
     assert min(stages.values()) >= 3, stages

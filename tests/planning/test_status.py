@@ -114,7 +114,7 @@ def test_a_rejected_node_says_why_until_the_study_asks_for_another(place):
     place.make("tokens")
     place.judge(f"activations/{SITE}")
     found = place.node(f"activations/{SITE}")
-    assert (found.state, found.reason) == ("rejected", "finite: bad is 7 at shard 3, limit = 0")
+    assert (found.state, found.reason, found.warnings) == ("rejected", "finite: bad is 7 at shard 3, limit = 0", ())
     assert found.reason in render_status(place.status())
     place.judge(f"activations/{SITE}", identity="0" * 64)
     assert place.node(f"activations/{SITE}").state == "never made"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from token_doubles import ByteTokenizer, corpus, new_draft, random_text, write_jsonl
 
@@ -75,14 +76,19 @@ def assert_continues(old: Tokens, new: Tokens) -> None:
     assert after[: len(before)] == before
     assert places(new, "held_out") == places(old, "held_out")
     assert len(set(after)) == len({place[:2] for place in after}) == len(after)
-    assert sides(new).items() >= sides(old).items()
+    n = len(old.documents)
+    columns = ["document", "id", "corpus", "split", "n_tokens", "sha256"]
+    pd.testing.assert_frame_equal(new.documents[columns][:n], old.documents[columns])
+    for split in ("train", "held_out"):
+        n = old.split(split).n
+        np.testing.assert_array_equal(new.split(split).document[:n], old.split(split).document)
 
 
 def test_new_files_follow_what_was_there(tmp_path: Path, folder: Path) -> None:
     old, _ = build(tmp_path / "old", [corpus("lib")])
     held_out = places(old, "held_out")[0][0].removeprefix("c:")
     for i, text in enumerate(texts(1, 5)):
-        write(folder, f"a{i}.txt", text)  # sorts before what was there: every document gets another number
+        write(folder, f"a{i}.txt", text)  # sorts before what was there: and every document keeps its number
     write(folder, "z.txt", (folder / held_out).read_text() + " edited")
     new, summary = build(tmp_path / "new", [corpus("lib")], old)
     assert_continues(old, new)
