@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,13 +108,14 @@ def _set_environment(options: argparse.Namespace) -> None:
 
 
 def _make_home(home: Path) -> None:
+    from sae_pipeline.store import PipelineError
+    from sae_pipeline.store.atomic import replace
+
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists():
-            shutil.copy(CHECKOUT / "dagster.yaml", home / "dagster.yaml")
+            replace(home / "dagster.yaml", (CHECKOUT / "dagster.yaml").read_bytes())
     except OSError as error:
-        from sae_pipeline.store import PipelineError
-
         raise PipelineError(
             f"DAGSTER_HOME is {home}, which cannot be written ({error.strerror}); set it to another folder, or unset it"
         ) from None

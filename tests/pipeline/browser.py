@@ -27,6 +27,9 @@ OFFLINE = (
     "--disable-component-update",
     "--disable-sync",
 )
+PICTURES = os.environ.get("SAE_SCREENSHOTS")
+WIDTH, HEIGHT = 1600, 1000
+NAVIGATION = 240  # width of the column of links at the left
 CLICK_MS, WORK_MS = 30_000, 240_000
 ENDED = re.compile("^(Success|Failure|Canceled)$")
 LAUNCH = re.compile("^Launch ")
@@ -64,18 +67,18 @@ class UI:
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.url = url
-        self.page: Page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        self.page: Page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         self.page.set_default_timeout(CLICK_MS)
 
     def open(self, path: str) -> None:
         """Go to a page as a reader who types its address."""
         self.page.goto(f"{self.url}/{path}")
 
-    def picture(self, name: str, *, height: int, left: int = 0, width: int = 1600) -> None:
+    def picture(self, name: str, *, height: int, left: int = NAVIGATION) -> None:
         """Save the upper part of the tab as `name`.png in the folder SAE_SCREENSHOTS, where that is set."""
-        if folder := os.environ.get("SAE_SCREENSHOTS"):
-            clip = {"x": left, "y": 0, "width": width, "height": height}
-            self.page.screenshot(path=Path(folder) / f"{name}.png", clip=clip, animations="disabled")
+        if PICTURES:
+            clip = {"x": left, "y": 0, "width": WIDTH - left, "height": height}
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png", clip=clip, animations="disabled")
 
     def folded_groups(self, count: int) -> set[str]:
         """Names on the asset graph while every group is folded, once there are `count`."""
@@ -89,6 +92,8 @@ class UI:
         self._labelled("panel_show_right").last.click()
         self.page.keyboard.press("Alt+e")  # "Expand all groups" in the menu of the graph
         self._labelled("unfold_less").nth(groups - 1).wait_for()
+        self.page.mouse.move(800, 500)
+        self.page.mouse.wheel(0, -50)  # Dagster's own fit leaves the uppermost title under the bar
 
     def group_boxes(self) -> dict[str, Box]:
         """Where the unfolded groups lie in the graph."""
@@ -138,9 +143,8 @@ class UI:
 
     def re_execute(self) -> None:
         """Re-execute all of the run whose page is open; opens the page of the new run."""
-        before = self.page.url
         self.page.get_by_role("button", name="Re-execute all").click()
-        self.page.wait_for_url(lambda url: url != before and "/runs/" in url)
+        self.page.get_by_text(ENDED).wait_for(state="hidden")  # the status of the old run
 
     def check(self, name: str) -> Locator:
         """The entry of a check, with its icon and its status, in the list on an asset's page of checks."""

@@ -123,12 +123,13 @@ class Daemon:
         query = "mutation($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
         assert self.ask(query, id=state)["stopRunningSchedule"]["__typename"] == "ScheduleStateResult"
 
-    def backfill(self, study: str, assets: list[str], partitions: list[str]) -> str:
-        """Launch a backfill as the UI does; returns its id."""
+    def backfill(self, study: str, assets: list[str], partitions: list[str] | None) -> str:
+        """Launch a backfill as the UI does, of all partitions if they are None; returns its id."""
         query = """mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) {
             __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
         selection = [{"path": [study, asset]} for asset in assets]
-        found = self.ask(query, p={"assetSelection": selection, "partitionNames": partitions})
+        which = {"allPartitions": True} if partitions is None else {"partitionNames": partitions}
+        found = self.ask(query, p={"assetSelection": selection, **which})
         assert found["launchPartitionBackfill"]["__typename"] == "LaunchBackfillSuccess", found
         return found["launchPartitionBackfill"]["backfillId"]
 

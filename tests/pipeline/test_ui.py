@@ -25,20 +25,31 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def followed(night):
+    """The study with its sensor on. For pictures Dagster has seen it whole; the tests do without, it takes minutes."""
+    night.daemon.turn_on("sensor", "follow_study")
+    night.reset()
+    night.wait_for_partitions()
+    if chrome.PICTURES:
+        backfill = night.daemon.backfill("smoke", list(night.daemon.groups()), None)
+        assert night.daemon.backfill_end(backfill) == "COMPLETED_SUCCESS"
+    return night
+
+
+@pytest.fixture
+def study(followed):
+    """The study as it ships, with its autoencoders as partitions."""
+    followed.reset()
+    followed.wait_for_partitions()
+    return followed
+
+
 @pytest.fixture
 def ui(browser, study):
     ui = chrome.UI(browser, study.daemon.url)
     yield ui
     ui.page.close()
-
-
-@pytest.fixture
-def study(night):
-    """The study as it ships, with its autoencoders as partitions."""
-    night.daemon.turn_on("sensor", "follow_study")
-    night.reset()
-    night.wait_for_partitions()
-    return night
 
 
 def test_the_graph_shows_the_six_groups_and_what_is_in_them(ui, study):
@@ -54,7 +65,7 @@ def test_the_graph_shows_the_six_groups_and_what_is_in_them(ui, study):
         (name,) = (name for name in groups if name.startswith(first) and name.endswith(last or first))
         assert _lies_in(box, frames[groups.pop(name)]), f"{name} lies outside its group"
     assert not groups
-    ui.picture("ui_graph", height=1000)
+    ui.picture("ui_graph", height=960, left=0)
 
 
 def _lies_in(box, frame):
@@ -75,7 +86,7 @@ def test_an_autoencoder_is_materialised_by_hand_and_shows_its_plots(ui, study):
         assert chrome.colours_in(image) > 20
         assert image.bounding_box()["width"] > 400
         if plot == "error":
-            ui.picture("ui_materialised", height=800)
+            ui.picture("ui_materialised", height=730)
         ui.close_dialog()
 
 

@@ -89,6 +89,18 @@ def test_what_goes_on_and_what_begins_afresh(first, overrides, files, goes_on):
         assert node == fresh and "continues" not in node.record
 
 
+def test_a_card_that_holds_out_others_begins_afresh():
+    then, now = (replace(facts_of(words=FILES), split_list={"words": [name]}) for name in ("a.txt", "b.txt"))
+    used = in_use(version(Lineage(study_of(), then)))
+    assert "continues" in tokens(study_of(), replace(then, **_content(words=MORE)), used).record
+    assert "continues" not in tokens(study_of(), replace(now, **_content(words=MORE)), used).record
+
+
+def _content(**files):
+    facts = facts_of(**files)
+    return {"corpora": facts.corpora, "files": facts.files}
+
+
 def test_publishing_changes_nothing_that_is_planned(first):
     facts = facts_of(words=MORE)
     second = version(Lineage(study_of(), facts, in_use(first)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from token_doubles import ByteTokenizer, corpus, new_draft, random_text, write_j
 
 from sae_pipeline.store import PipelineError
 from sae_pipeline.study import Corpus, TokensConfig
-from sae_pipeline.tokens import Tokens, audit_frame, build_tokens
+from sae_pipeline.tokens import Document, Tokens, audit_frame, build_tokens
 
 CONFIG = TokensConfig(context=16, train=20_000, held_out=800)
 Place = tuple[str, int, tuple[int, ...]]
@@ -178,6 +179,27 @@ def test_a_corpus_with_a_limit_keeps_what_was_read_and_takes_more_up_to_it(tmp_p
     more, _ = build(tmp_path / "more", [room], old)
     assert_continues(old, more)
     assert {f"a{i}.txt" for i in range(5)} < set(sides(more)) and len(more.documents) < 606
+
+
+def test_a_stream_without_an_end_is_read_as_far_as_before_and_on_to_the_new_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_pipeline.tokens import build as module
+
+    def endless(corpus: Corpus, **_: Any) -> Iterator[Document]:
+        generator = np.random.default_rng(7)
+        for row in itertools.count():
+            yield Document(f"train/{row}", random_text(generator, 20), corpus.name)
+
+    monkeypatch.setattr(module, "documents", endless)
+    hub = [corpus("hf:org/name")]
+    config = CONFIG.model_copy(update={"train": 10_000})
+    old, _ = build(tmp_path / "old", hub, config=config)
+    same, _ = build(tmp_path / "same", hub, old, config)
+    assert len(same.documents) == len(old.documents)
+    more, _ = build(tmp_path / "more", hub, old, CONFIG.model_copy(update={"train": 60_000}))
+    assert_continues(old, more)
+    assert 59_900 < more.split("train").n_rows <= 60_000
 
 
 def test_a_new_document_that_the_card_holds_out_is_never_training_text(tmp_path: Path, folder: Path) -> None:
