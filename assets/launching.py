@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
 
 from assets.automation import job_assets
 from assets.leases import close_dead_runs, lease
@@ -19,6 +20,7 @@ from sae_pipeline.store import Console, PipelineError
 if TYPE_CHECKING:
     from sae_pipeline.planning.lineage import Node
 
+_NO_RETRY = {"dagster/max_retries": "0"}  # a daemon on the same home must not take up what a person stopped here
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -101,18 +103,32 @@ def _require_inputs(graph: StudyGraph, nodes: Sequence[Node]) -> None:
 def _launch(
     defs: dg.Definitions, instance: dg.DagsterInstance, graph: StudyGraph, job: str, request: Request
 ) -> str | None:
-    """Execute a job over one request; returns what failed, or None."""
+    """Execute a job over one request; returns what failed, or None.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM stopped it; what can be checkpointed was.
+    """
     with lease(instance) as tags:
         result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
             asset_selection=request.selection(graph),
-            tags=request.tags | tags,
+            tags=request.tags | tags | _NO_RETRY,
             run_config=_QUIET,
             raise_on_error=False,
         )
+        if _interrupted(result):
+            # Dagster calls a run that was not terminated through it failed, whatever interrupted it.
+            run = next(iter(instance.get_runs(dg.RunsFilter(run_ids=[result.run_id]))))
+            instance.report_run_canceled(run, "Stopped by a signal; the next run goes on from here.")
+            raise KeyboardInterrupt
     if result.success:
         return None
     return "\n".join(_reasons(result)) or "the run failed; see it in the UI"
+
+
+def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    failures = (event.step_failure_data for event in result.all_events if event.is_step_failure)
+    return any(failure.error_source is ErrorSource.INTERRUPT for failure in failures)
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
