@@ -57,15 +57,14 @@ def follow_corpora(graph: StudyGraph, build_dataset: "dg.UnresolvedAssetJobDefin
 
 
 def corpora_changes(graph: StudyGraph, instance: dg.DagsterInstance) -> dg.SensorResult:
-    """The runs of `build_dataset` that changed text asks for, requested once per content of the corpora."""
+    """The runs of `build_dataset` that changed text asks for, requested once per change."""
     workspace = graph.reload().workspace
     tokens, waiting = workspace.lineage["tokens"], workspace.stale(job_assets(graph)["build_dataset"])
     if tokens not in waiting:
         return dg.SensorResult(skip_reason="the corpora are as they were")
+    change = f"{workspace.pointers.get('tokens')} to {tokens.identity}"  # going back to earlier text is a change too
     runs = [
-        dg.RunRequest(
-            run_key=f"{tokens.identity}:{number}", asset_selection=request.selection(graph), tags=request.tags
-        )
+        dg.RunRequest(run_key=f"{change}, {number}", asset_selection=request.selection(graph), tags=request.tags)
         for number, request in enumerate(requests_for(instance, graph, waiting))
     ]
     return dg.SensorResult(run_requests=runs)

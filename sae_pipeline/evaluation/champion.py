@@ -45,6 +45,9 @@ def challenge(
     if Autoencoder.load(incumbent.path).config.d != evaluation_set.d:
         return verdict | {"promoted": True, "reason": "the best version so far was of another subject or site"}
     incumbent_stats = _unit_stats(incumbent, evaluation_set)
+    if len(stats) < 2:
+        one = {"incumbent_nmse": _nmse(incumbent_stats), "n_units": len(stats), "promoted": False}
+        return verdict | one | {"reason": "one held-out document gives no interval"}
     found = compare_paired(stats, incumbent_stats, resamples, seed)
     promoted = found.ci_hi < 0
     return verdict | vars(found) | {

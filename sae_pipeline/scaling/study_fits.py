@@ -142,6 +142,8 @@ def _mark(points: pd.DataFrame, config: ScalingConfig) -> pd.DataFrame:
     reason = pd.Series([None] * len(kept), dtype="object")
     reason[value <= 0.0] = "the loss is not positive: it has no logarithm"
     reason[~np.isfinite(value)] = "the loss is missing or not finite"
+    if not config.forms:
+        reason[reason.isna()] = "the study asks for no form"
     marked = kept.assign(used=reason.isna(), reason=reason)
     return marked.astype(POINT_COLUMNS)
 

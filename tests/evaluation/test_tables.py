@@ -10,6 +10,7 @@ from sae_pipeline.evaluation import (
     audit_table,
     build_table,
     challenge,
+    champion,
     read_metric,
     read_tables,
     write_metric,
@@ -140,3 +141,12 @@ def test_only_a_surely_better_challenger_is_promoted(evaluation_set, tmp_path):
     assert won["promoted"] and won["difference"] == pytest.approx(-lost["difference"])
     same = challenge(artefacts[0], artefacts[0], evaluation_set, resamples=200, seed=0)
     assert not same["promoted"] and "already" in same["reason"]
+
+
+def test_one_held_out_document_promotes_nobody_but_the_first(evaluation_set, tmp_path, monkeypatch):
+    artefacts = [publish_autoencoder(tmp_path / name, autoencoder(n=96, k=8), name * 64) for name in ("a", "b")]
+    unit_stats = champion._unit_stats
+    monkeypatch.setattr(champion, "_unit_stats", lambda *given: unit_stats(*given).head(1))
+    found = challenge(artefacts[0], artefacts[1], evaluation_set, resamples=200, seed=0)
+    assert not found["promoted"] and found["reason"] == "one held-out document gives no interval"
+    assert found["n_units"] == 1 and found["ci_lo"] is None

@@ -32,6 +32,7 @@ WIDTH, HEIGHT = 1600, 1000
 NAVIGATION = 240  # width of the column of links at the left
 CLICK_MS, WORK_MS = 30_000, 240_000
 ENDED = re.compile("^(Success|Failure|Canceled)$")
+STARTED = re.compile("^Started$")
 LAUNCH = re.compile("^Launch ")
 
 Box = tuple[float, float, float, float]
@@ -132,19 +133,22 @@ class UI:
 
     def run_end(self) -> str:
         """What the page of a run says of it once it has ended."""
-        tag = self.page.get_by_text(ENDED)
-        tag.wait_for(timeout=WORK_MS)
-        return tag.inner_text()
+        self._end_tag.wait_for(timeout=WORK_MS)
+        return self._end_tag.inner_text()
 
-    def terminate(self) -> None:
-        """Terminate the run whose page is open."""
+    def ask_to_terminate(self) -> Locator:
+        """Terminate the run whose page is open, up to the question; returns the button that confirms it.
+
+        Before the run has started the question would close by itself when it does.
+        """
+        self.page.locator(".BaseTag").filter(has_text=STARTED).wait_for(timeout=WORK_MS)
         self.page.get_by_role("button", name="Terminate").click()
-        self.page.get_by_role("dialog").get_by_role("button", name="Terminate 1 run").click()
+        return self.page.get_by_role("dialog").get_by_role("button", name="Terminate 1 run")
 
     def re_execute(self) -> None:
         """Re-execute all of the run whose page is open; opens the page of the new run."""
         self.page.get_by_role("button", name="Re-execute all").click()
-        self.page.get_by_text(ENDED).wait_for(state="hidden")  # the status of the old run
+        self._end_tag.wait_for(state="hidden")  # that of the old run
 
     def check(self, name: str) -> Locator:
         """The entry of a check, with its icon and its status, in the list on an asset's page of checks."""
@@ -160,6 +164,11 @@ class UI:
         """Close the open dialog and wait until it is gone."""
         self.page.get_by_role("dialog").get_by_role("button", name="Close").click()
         self.page.get_by_role("dialog").wait_for(state="detached")
+
+    @property
+    def _end_tag(self) -> Locator:
+        """The tag of status beside the title of a run that has ended; a list of re-executions repeats its text."""
+        return self.page.locator(".BaseTag").filter(has_text=ENDED)
 
     def _graph(self, selector: str) -> Locator:
         return self.page.locator(f"foreignObject {selector}")

@@ -193,6 +193,7 @@ class Night:
         self.shipped_grids = copy.deepcopy(self.raw["autoencoders"]["grids"])
         self.raw["retrain"] = {"when": {"schedule": "* * * * *"}}
         self.raw["training"] = {"checkpoint_every": 0.2}
+        self.raw["subject"]["device"] = "cpu"  # as the tests train for comparison
         self.write()
         self.daemon = Daemon(folder, self.path, outputs)
 

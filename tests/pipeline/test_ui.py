@@ -128,13 +128,14 @@ def test_a_failing_gate_is_red_and_says_why(ui, study):
 
 def test_a_training_that_is_terminated_goes_on_where_it_stopped(ui, study):
     daemon = study.daemon
-    study.add(recipe="topk", n=1024, k=4, tokens="1M")
+    study.add(recipe="topk", n=1024, k=4, tokens="600k")
     study.wait_for_partitions()
     name = f"autoencoder/{study.site}/{LONG}"
     folder = study.work.directory(study.work.lineage[name])
     ui.open(f"runs/{daemon.launch('smoke', 'autoencoder', study.cell(LONG))}")
+    confirm = ui.ask_to_terminate()
     daemon.wait("a checkpoint", (folder / checkpoint.NAME).exists)
-    ui.terminate()
+    confirm.click()
     assert ui.run_end() == "Canceled"
     ui.picture("ui_terminated", height=330)
     assert study.work.find(name) is None

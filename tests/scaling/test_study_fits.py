@@ -213,3 +213,9 @@ def test_points_come_from_the_tables_of_a_site():
 def test_missing_column_is_named():
     with pytest.raises(ValueError, match="lack the columns k"):
         fit_study(make_points().drop(columns="k"), config(), seed=0)
+
+
+def test_a_study_that_asks_for_no_form_says_so_and_passes_its_gate():
+    found = fit_study(make_points(irreducible=0.3, noise=2e-4), config(forms=[], hold_out="none"), seed=0)
+    assert set(found.points["reason"]) == {"the study asks for no form"}
+    assert audit_frame(found)["unexplained"].tolist() == [0]
