@@ -228,7 +228,7 @@ def test_memory_stays_bounded_over_many_groups(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 2 * shard_bytes < peak < 7 * shard_bytes  # two groups of two shards, the rest is small
+    assert 2 * shard_bytes < peak < 8 * shard_bytes  # two groups of two shards, and batches under way, of 20
 
 
 def test_a_dataset_opens_only_over_its_own_activations(dataset: Dataset, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.pipeline.daemon import CHECKOUT, Night
 from tests.pipeline.front_door import home, template, world  # noqa: F401 (fixtures of the tests of bad input)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two groups for two workers: each runs the smoke study once, one of them the daemon."""
     for item in items:
