@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/sae-pipeline run demo
 
 test: $(STAMP) lint types imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 ui: $(STAMP)
 	$(BIN)/sae-pipeline ui

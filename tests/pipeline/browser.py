@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,18 @@ def missing() -> str | None:
     """What has to be installed before a browser can be driven, or None; nothing is ever downloaded for it."""
     if importlib.util.find_spec("playwright") is None:
         return "needs the Python package playwright: pip install -c constraints.txt -e '.[dev]'"
-    if _chromium() is None:
+    if not _starts(_chromium()):
         return "needs Chromium on the PATH, for instance from the system's packages: apt install chromium"
     return None
 
 
 def _chromium() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def _starts(path: str | None) -> bool:
+    """Whether there is a browser and not just a script that says where to get one."""
+    return path is not None and subprocess.run([path, "--version"], capture_output=True).returncode == 0
 
 
 @contextlib.contextmanager
@@ -82,7 +88,7 @@ class UI:
             self.page.screenshot(path=Path(PICTURES) / f"{name}.png", clip=clip, animations="disabled")
 
     def folded_groups(self, count: int) -> set[str]:
-        """Names on the asset graph while every group is folded, once there are `count`."""
+        """Names in the asset graph while every group is folded, once there are `count`."""
         self._labelled("unfold_more").nth(count - 1).wait_for()
         return set(self._graph("[data-tooltip]").evaluate_all("all => all.map(e => e.dataset.tooltip)"))
 
@@ -94,7 +100,7 @@ class UI:
         self.page.keyboard.press("Alt+e")  # "Expand all groups" in the menu of the graph
         self._labelled("unfold_less").nth(groups - 1).wait_for()
         self.page.mouse.move(800, 500)
-        self.page.mouse.wheel(0, -50)  # Dagster's own fit leaves the uppermost title under the bar
+        self.page.mouse.wheel(0, -45)  # Dagster's own fit leaves the uppermost title under the bar
 
     def group_boxes(self) -> dict[str, Box]:
         """Where the unfolded groups lie in the graph."""
@@ -104,6 +110,10 @@ class UI:
         """Where the assets lie; the middle of a long name is a dot-dot-dot."""
         name = "[class*=assetName]"
         return {box[0]: box[1:] for box in self._boxes(f"foreignObject:has({name})", name, "innerText")}
+
+    def wait_for_green(self, count: int) -> None:
+        """Until that many assets of the graph are drawn as materialised."""
+        self._graph("[style*=background-green]").nth(count - 1).wait_for()
 
     def materialise(self, asset: str, autoencoder: str | None = None) -> str:
         """Materialize… on an asset's page: one autoencoder at all sites, or everything.

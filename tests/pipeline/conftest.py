@@ -14,15 +14,6 @@ from tests.pipeline.daemon import CHECKOUT, Night
 from tests.pipeline.front_door import home, template, world  # noqa: F401 (fixtures of the tests of bad input)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups for two workers: each runs the smoke study once, one of them the daemon."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            group = "daemon" if item.path.stem in ("test_daemon", "test_ui") else "pipeline"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @dataclass
 class Bench:
     """A study with its outputs and its Dagster instance."""
