@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+_NAMES = {
+    "gpt2": "GPT-2-architecture model",
+    "llama": "Llama-architecture model (RMSNorm, rotary positions, gated MLP)",
+}
 POSITIONS_SHOWN = (0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023)
 
 
@@ -18,10 +22,10 @@ def card_text(card: dict[str, Any]) -> str:
     lines = [
         f"# {card['name']}",
         "",
-        f"A GPT-2-architecture model of Python source text with {size['parameters']:,} parameters: {plan['n_layers']} "
-        f"layers, d_model {plan['d_model']}, {plan['n_heads']} heads, {plan['n_positions']} positions, tied "
-        f"embeddings. Its byte-level BPE tokenizer has {plan['vocab_size']:,} entries. Made by "
-        "`python -m sae_pipeline.embedded.train`.",
+        f"A {_NAMES[card['architecture']]} of Python source text with {size['parameters']:,} parameters: "
+        f"{plan['n_layers']} layers, d_model {plan['d_model']}, {plan['n_heads']} heads, {plan['n_positions']} "
+        f"positions, tied embeddings, weights in half precision. Its byte-level BPE tokenizer has "
+        f"{plan['vocab_size']:,} entries. Made by `python -m sae_pipeline.embedded.family`.",
         "",
         "## Data",
         f"The standard library of Python {data['python']} {'with' if data['has_tests'] else 'without'} its tests: "
@@ -41,8 +45,7 @@ def card_text(card: dict[str, Any]) -> str:
         "| | nats per token |",
         "|---|---|",
         f"| this model | {loss['nats_per_token']:.3f} |",
-        f"| bigram counts | {card['baselines']['bigram']:.3f} |",
-        f"| unigram counts | {card['baselines']['unigram']:.3f} |",
+        *(f"| {name} counts (Kneser-Ney) | {nats:.3f} |" for name, nats in reversed(card["baselines"].items())),
         "",
         "| position | " + " | ".join(map(str, shown)) + " |",
         "|---" * (len(shown) + 1) + "|",

@@ -1,4 +1,4 @@
-"""The training loop: GPT-2 on CPU, a checkpoint that resumes bit for bit, progress."""
+"""The training loop: a small language model on CPU, a checkpoint that resumes bit for bit, progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def new_model(plan: Plan) -> Any:
-    """A randomly initialised `GPT2LMHeadModel` of the plan's size, without dropout, seeded."""
+    """A randomly initialised causal language model of the plan's architecture and size, without dropout, seeded."""
+    torch.manual_seed(plan.seed)
+    return _BUILDERS[plan.architecture](plan)
+
+
+def _gpt2(plan: Plan) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -31,21 +36,43 @@ def new_model(plan: Plan) -> Any:
         n_embd=plan.d_model,
         n_layer=plan.n_layers,
         n_head=plan.n_heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own formula in one kernel
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=END_OF_TEXT_ID,
         eos_token_id=END_OF_TEXT_ID,
     )
-    torch.manual_seed(plan.seed)
     return GPT2LMHeadModel(config)
+
+
+def _llama(plan: Plan) -> Any:
+    """RMSNorm, rotary positions, and a gated MLP of 8/3 d_model so that it has as many weights as GPT-2's."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=plan.vocab_size,
+        max_position_embeddings=plan.n_positions,
+        hidden_size=plan.d_model,
+        intermediate_size=round(plan.d_model * 8 / 3 / 8) * 8,
+        num_hidden_layers=plan.n_layers,
+        num_attention_heads=plan.n_heads,
+        num_key_value_heads=plan.n_heads,
+        tie_word_embeddings=True,
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+    )
+    return LlamaForCausalLM(config)
+
+
+_BUILDERS = {"gpt2": _gpt2, "llama": _llama}
 
 
 def token_losses(model: Any, ids_bt: Tensor) -> Tensor:
     """Cross-entropy in nats of every token but the first: `[b, t] -> [b, t - 1]`."""
     targets_bt = ids_bt[:, 1:]
     logits_btv = model(input_ids=ids_bt[:, :-1], use_cache=False).logits
-    losses_r = cross_entropy(logits_btv.flatten(0, 1), targets_bt.flatten(), reduction="none")
+    losses_r = cross_entropy(logits_btv.float().flatten(0, 1), targets_bt.flatten(), reduction="none")
     return losses_r.view_as(targets_bt)
 
 
@@ -97,7 +124,8 @@ def train_model(
 def _step(model: Any, optimiser: torch.optim.AdamW, plan: Plan, ids_bt: Tensor, step: int) -> float:
     for group in optimiser.param_groups:
         group["lr"] = plan.lr_at(step)
-    loss = token_losses(model, ids_bt).mean()
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
+        loss = token_losses(model, ids_bt).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip)
     optimiser.step()

@@ -14,7 +14,7 @@ from sae_pipeline.embedded.loop import token_losses
 from sae_pipeline.store import Progress, silent
 
 Ids = NDArray[np.int64]
-_DISCOUNT = 0.75  # Ney, Essen and Kneser (1994)
+_PRODUCTS = ("Conv1D", "Linear")
 PROMPTS = ("", "import ", "class Queue:\n    def __init__(self", 'def read(path):\n    """')
 
 
@@ -44,35 +44,15 @@ def held_out_loss(
     }
 
 
-def baselines(stream: Ids, documents: Sequence[Ids], vocab_size: int) -> dict[str, float]:
-    """Held-out nats per token of count models of the training stream.
-
-    Unigram: add-one smoothing. Bigram: absolute discounting by 0.75, backing off to that unigram.
-    """
-    unigram = np.bincount(stream, minlength=vocab_size) + 1.0
-    unigram /= unigram.sum()
-    pairs, counts = np.unique(stream[:-1] * vocab_size + stream[1:], return_counts=True)
-    before = np.bincount(stream[:-1], minlength=vocab_size)
-    followers = np.bincount(pairs // vocab_size, minlength=vocab_size)
-    first = np.concatenate([ids[:-1] for ids in documents])
-    second = np.concatenate([ids[1:] for ids in documents])
-    wanted = first * vocab_size + second
-    at = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    seen = np.where(pairs[at] == wanted, counts[at] - _DISCOUNT, 0.0)
-    backoff = np.where(before[first] > 0, _DISCOUNT * followers[first] / np.maximum(before[first], 1), 1.0)
-    bigram = seen / np.maximum(before[first], 1) + backoff * unigram[second]
-    return {"unigram": float(-np.log(unigram[second]).mean()), "bigram": float(-np.log(bigram).mean())}
-
-
 def training_flops(model: Any, tokens: int, context: float) -> float:
     """FLOPs of forward and backward over `tokens` tokens in contexts of mean length `context`.
 
     6 per weight of a matrix product and token, 12 per layer, channel and position for attention (PaLM, appendix B). The
-    tied unembedding counts, the embedding look-up does not.
+    tied unembedding counts, the look-ups of token and position embeddings do not.
     """
     config = model.config
-    weights = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
-    return float(tokens * (6 * weights + 12 * config.n_layer * config.n_embd * context))
+    products = sum(module.weight.numel() for module in model.modules() if type(module).__name__ in _PRODUCTS)
+    return float(tokens * (6 * products + 12 * config.num_hidden_layers * config.hidden_size * context))
 
 
 @torch.no_grad()
@@ -81,7 +61,7 @@ def sample(model: Any, tokenizer: Any, prompt: str, *, n_tokens: int, seed: int)
     generator = torch.Generator().manual_seed(seed)
     ids = [END_OF_TEXT_ID, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     for _ in range(n_tokens):
-        window = torch.tensor([ids[-model.config.n_positions :]])
+        window = torch.tensor([ids[-model.config.max_position_embeddings :]])
         probabilities = torch.softmax(model(input_ids=window, use_cache=False).logits[0, -1].float() / 0.8, -1)
         ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     return str(tokenizer.decode(ids[1:], skip_special_tokens=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ class Plan:
     """Everything that determines the weights, besides the corpus and the machine."""
 
     steps: int
+    architecture: Literal["gpt2", "llama"] = "gpt2"
     seed: int = 0
     vocab_size: int = 4096
-    n_layers: int = 4
+    n_layers: int = 5
     d_model: int = 128
     n_heads: int = 4
-    n_positions: int = 256
+    n_positions: int = 512
     short_context: int = 128
     long_share: float = 0.2
     batch_tokens: int = 1024
@@ -30,6 +31,7 @@ class Plan:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -39,6 +41,11 @@ class Plan:
                 f"batch_tokens {self.batch_tokens} must be a multiple of n_positions {self.n_positions}, "
                 f"which must not be below short_context {self.short_context}"
             )
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.steps * self.batch_tokens
 
     @property
     def first_long_step(self) -> int:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_pipeline.embedded import loop, train
+from sae_pipeline.embedded import family, loop
 from sae_pipeline.embedded.bpe import END_OF_TEXT, encode, train_bpe
 from sae_pipeline.embedded.corpus import split_documents
-from sae_pipeline.embedded.measure import baselines, held_out_loss, training_flops
+from sae_pipeline.embedded.measure import held_out_loss, training_flops
+from sae_pipeline.embedded.ngram import NGram
 from sae_pipeline.embedded.plan import Plan, batch_at
-from sae_pipeline.embedded.train import build, main
-from sae_pipeline.store import PipelineError
+from sae_pipeline.embedded.train import Text, build, prepare
+from sae_pipeline.store import PipelineError, read_json
 from sae_pipeline.tokens import Document, stdlib_documents
 
 TINY = Plan(
@@ -35,6 +36,7 @@ TINY = Plan(
     batch_tokens=128,
     warmup_steps=4,
 )
+LLAMA = replace(TINY, architecture="llama")
 STREAM = np.random.default_rng(0).integers(TINY.vocab_size, size=4000)
 
 
@@ -52,23 +54,30 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> tuple[Path, dict[str, Any]]:
+def text(documents: list[Document]) -> Text:
+    return prepare(documents, TINY)
+
+
+@pytest.fixture(scope="module", params=[TINY, LLAMA], ids=["gpt2", "llama"])
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, text: Text
+) -> tuple[Plan, Path, dict[str, Any]]:
     torch.set_num_threads(1)
     out_dir = tmp_path_factory.mktemp("models") / "tiny"
-    card = build(documents, TINY, out_dir, max_held_out_contexts=20)
+    card = build(text, request.param, out_dir, max_held_out_contexts=20)
     assert card is not None
-    return out_dir, card
+    return request.param, out_dir, card
 
 
 def test_a_run_stopped_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, documents: list[Document], made: tuple[Path, dict[str, Any]]
+    tmp_path: Path, text: Text, made: tuple[Plan, Path, dict[str, Any]]
 ) -> None:
-    out_dir, card = made
+    plan, out_dir, card = made
     again_dir = tmp_path / "tiny"
     # Once within each part of the run: before and after the contexts grow.
     for step in (7, 21):
-        assert build(documents, TINY, again_dir, stop_after=step) is None
-    assert build(documents, TINY, again_dir, max_held_out_contexts=20) == card
+        assert build(text, plan, again_dir, stop_after=step) is None
+    assert build(text, plan, again_dir, max_held_out_contexts=20) == card
     for name in ("model.safetensors", "tokenizer.json", "config.json", "card.json", "card.md"):
         assert (again_dir / name).read_bytes() == (out_dir / name).read_bytes()
     assert not (again_dir / "work").exists()
@@ -120,19 +129,22 @@ def test_training_learns_what_bigrams_know(tmp_path: Path) -> None:
     plan = replace(TINY, steps=150, vocab_size=50, d_model=32, lr=1e-2)
     model = loop.train_model(plan, ids[:16_000], tmp_path, fingerprint="")
     found = held_out_loss(model, [ids[16_000:]], context=32, max_contexts=50)["nats_per_token"]
-    counted = baselines(ids[:16_000], [ids[16_000:]], 50)
-    assert counted["unigram"] > 3.7
-    assert counted["bigram"] < found < counted["bigram"] + 0.4
+    unigram, bigram = (NGram(ids[:16_000], 50, order=order).nats_per_token([ids[16_000:]]) for order in (1, 2))
+    assert unigram > 3.7
+    assert bigram < found < bigram + 0.4
 
 
-def test_files_and_card_are_what_others_expect(made: tuple[Path, dict[str, Any]], documents: list[Document]) -> None:
+def test_files_and_card_are_what_others_expect(
+    made: tuple[Plan, Path, dict[str, Any]], documents: list[Document]
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out_dir, card = made
-    model = AutoModelForCausalLM.from_pretrained(out_dir)
-    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    plan, out_dir, card = made
+    model = AutoModelForCausalLM.from_pretrained(out_dir, dtype=torch.float32)
+    assert model.config.model_type == plan.architecture == card["architecture"]
+    assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert sum(parameter.numel() for parameter in model.parameters()) == card["size"]["parameters"]
-    assert {value.dtype for value in load_file(out_dir / "model.safetensors").values()} == {torch.float32}
+    assert {value.dtype for value in load_file(out_dir / "model.safetensors").values()} == {torch.float16}
     tokenizer = AutoTokenizer.from_pretrained(out_dir)
     text = "def f(x):\n\treturn 'é' + x\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -181,29 +193,13 @@ def test_batches_cover_the_text_once_per_pass_in_another_order_each_pass() -> No
     assert batch_at(stream, plan, plan.first_long_step).shape == (4, 33)
 
 
-def test_baselines_are_distributions_with_the_stated_discount() -> None:
-    generator = np.random.default_rng(0)
-    stream, size = generator.integers(6, size=40), 7  # id 6 never occurs in training
-    unigram = (np.bincount(stream, minlength=size) + 1) / (stream.size + size)
-    expected = np.zeros((size, size))
-    for first in range(size):
-        counts = np.bincount(stream[1:][stream[:-1] == first], minlength=size)
-        seen = counts.sum()
-        kept = np.maximum(counts - 0.75, 0) / max(1, seen)
-        expected[first] = kept + (1 - kept.sum()) * unigram
-    np.testing.assert_allclose(expected.sum(axis=1), 1)
-    held_out = [generator.integers(size, size=30), generator.integers(size, size=20)]
-    pairs = np.concatenate([np.stack([ids[:-1], ids[1:]]) for ids in held_out], axis=1)
-    found = baselines(stream, held_out, size)
-    assert found["bigram"] == pytest.approx(-np.log(expected[pairs[0], pairs[1]]).mean(), rel=1e-12)
-    assert found["unigram"] == pytest.approx(-np.log(unigram[pairs[1]]).mean(), rel=1e-12)
-
-
-def test_flops_are_those_of_the_matrix_products() -> None:
-    model = loop.new_model(TINY)
-    products = sum(m.weight.numel() for m in model.modules() if type(m).__name__ in ("Conv1D", "Linear"))
-    attention = 2 * 2 * TINY.d_model * 32  # scores and their sum over values, multiply and add
-    assert training_flops(model, 10, 32) == 10 * (6 * products + 3 * TINY.n_layers * attention)
+@pytest.mark.parametrize("plan", [TINY, LLAMA], ids=["gpt2", "llama"])
+def test_flops_are_those_of_the_matrix_products(plan: Plan) -> None:
+    d, layers = plan.d_model, plan.n_layers
+    mlp = 2 * 4 * d * d if plan.architecture == "gpt2" else 3 * d * round(d * 8 / 3 / 8) * 8
+    products = layers * (4 * d * d + mlp) + plan.vocab_size * d
+    attention = 2 * 2 * d * 32  # scores and their sum over values, multiply and add
+    assert training_flops(loop.new_model(plan), 10, 32) == 10 * (6 * products + 3 * layers * attention)
 
 
 def test_plans_that_cannot_work_are_refused() -> None:
@@ -213,19 +209,24 @@ def test_plans_that_cannot_work_are_refused() -> None:
         batch_at(np.arange(40), TINY, 0)
 
 
-def test_minutes_become_steps_once_and_a_restart_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Plan] = []
-
-    def fake_build(documents: Any, plan: Plan, out_dir: Path, **options: Any) -> dict[str, Any]:
-        plans.append(plan)
-        return {"loss": {"nats_per_token": 1.0}}
-
-    fitting = iter([100, 200])
-    monkeypatch.setattr(train, "build", fake_build)
-    monkeypatch.setattr(train, "stdlib_documents", lambda: [])
-    monkeypatch.setattr(train, "_steps_in", lambda minutes, seed: next(fitting))
-    arguments = ["--out", str(tmp_path / "m"), "--minutes", "3", "--seed", "5"]
-    assert main(arguments) == main(arguments) == 0
-    assert plans == [Plan(steps=100, seed=5)] * 2
-    with pytest.raises(SystemExit, match="holds a run started with"):
-        main([*arguments[:-1], "6"])
+def test_the_family_is_trained_piece_by_piece_and_summed_up_when_whole(
+    tmp_path: Path, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(family, "FAMILY", {"one": TINY, "two": replace(TINY, d_model=32)})
+    monkeypatch.setattr(family, "SHORTER", {"two": (1 / 4,)})
+    monkeypatch.setattr(family, "stdlib_documents", lambda: documents)
+    monkeypatch.setattr("sae_pipeline.embedded.train.SAMPLE_TOKENS", 3)
+    out = ["--out", str(tmp_path)]
+    assert family.main([*out, "--model", "one", "two"]) == 0
+    assert not (tmp_path / "family.json").exists()
+    kept = (tmp_path / "one" / "card.json").stat().st_mtime_ns
+    assert family.main(out) == 0
+    assert (tmp_path / "one" / "card.json").stat().st_mtime_ns == kept
+    runs = read_json(tmp_path / "family.json")["runs"]
+    assert [(run["model"], run["training_tokens"], run["shipped"]) for run in runs] == [
+        ("two", 6 * 128, False),
+        ("one", 24 * 128, True),
+        ("two", 24 * 128, True),
+    ]
+    assert all(4 < run["nats_per_token"] < 6 for run in runs)
+    assert not list(tmp_path.rglob("*work*"))
