@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
+from assets.dataset import held_out
 from assets.interrupts import interrupts_between_steps
 from assets.publishing import Job, Stage
 from resources import Rule
@@ -30,9 +31,7 @@ def _dataset(workspace: Workspace, site: str) -> Dataset:
 @functools.lru_cache(maxsize=1)
 def _held_out(workspace: Workspace, site: str) -> Tensor:
     """Held-out rows of a site, normalised as its autoencoders expect; all members of a site are audited on them."""
-    from sae_pipeline.activations import EvaluationSet
-
-    evaluation_set = EvaluationSet.open(workspace.artefact(f"evaluation_set/{site}"))
+    evaluation_set, _ = held_out(workspace, site)
     x_rd, _, _ = evaluation_set.rows(0, evaluation_set.n_contexts)
     u_rd, _ = _dataset(workspace, site).normaliser.normalise(x_rd)
     return u_rd

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
+from assets.dataset import held_out
 from assets.publishing import Job, Stage
 from assets.scaling import copy_files
 from resources import Rule
@@ -21,15 +22,13 @@ if TYPE_CHECKING:
     from sae_pipeline.store import Artefact, Draft
 
 
-def _by_site(job: Job) -> Iterator[tuple[EvaluationSet, list[tuple[Node, Draft]]]]:
-    """The nodes of a run by site, each site with its evaluation set opened once."""
-    from sae_pipeline.activations import EvaluationSet
-
+def _by_site(job: Job) -> Iterator[tuple[EvaluationSet, str, list[tuple[Node, Draft]]]]:
+    """The nodes of a run by site, each site with its evaluation set, opened once, and the identity of that."""
     sites: dict[str, list[tuple[Node, Draft]]] = {}
     for node, draft in job.drafts.items():
         sites.setdefault(node.name.split("/")[1], []).append((node, draft))
     for site, members in sites.items():
-        yield EvaluationSet.open(job.workspace.artefact(f"evaluation_set/{site}")), members
+        yield *held_out(job.workspace, site), members
 
 
 def _autoencoder(workspace: Workspace, node: Node) -> tuple[Artefact, Autoencoder]:
@@ -45,8 +44,7 @@ def _make_codes(job: Job) -> Mapping[Node, dict[str, Any]]:
     from sae_pipeline.evaluation import build_codes
 
     summaries = {}
-    for evaluation_set, members in _by_site(job):
-        site = members[0][0].name.split("/")[1]
+    for evaluation_set, evaluation_id, members in _by_site(job):
         for node, draft in members:
             artefact, autoencoder = _autoencoder(job.workspace, node)
             summaries[node] = build_codes(
@@ -54,7 +52,7 @@ def _make_codes(job: Job) -> Mapping[Node, dict[str, Any]]:
                 autoencoder,
                 evaluation_set,
                 sae_id=artefact.identity,
-                evaluation_id=job.workspace.lineage[f"evaluation_set/{site}"].identity,
+                evaluation_id=evaluation_id,
                 progress=job.progress,
             )
     return summaries
@@ -140,7 +138,7 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
 
     work, metric = job.workspace, METRICS[name]
     summaries = {}
-    for evaluation_set, members in _by_site(job):
+    for evaluation_set, evaluation_id, members in _by_site(job):
         inputs = []
         for node, _ in members:
             _, site, key = node.name.split("/")
@@ -149,7 +147,7 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
                 MetricInputs(
                     autoencoder_key=key,
                     sae_id=artefact.identity,
-                    evaluation_id=work.lineage[f"evaluation_set/{site}"].identity,
+                    evaluation_id=evaluation_id,
                     autoencoder=autoencoder,
                     codes=CodesCache.open(work.artefact(f"codes/{site}/{key}")),
                     evaluation_set=evaluation_set,
@@ -211,7 +209,7 @@ def _make_champion(job: Job) -> Mapping[Node, dict[str, Any]]:
 
     work = job.workspace
     summaries = {}
-    for evaluation_set, members in _by_site(job):
+    for evaluation_set, _, members in _by_site(job):
         for node, draft in members:
             _, site, key = node.name.split("/")
             verdict = challenge(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rule:
     """One expectation on every row: `column` lies within [minimum, maximum], equals or is at most another column, or
-    is empty text.
+    is empty text. `left_out` says why this one, known by name, does not apply here: then nothing is judged.
 
     `severity` "block" stops the stage before publication (integrity); "warn" is shown and lets it pass
     (a scientific signature: an honest odd result must be publishable).
@@ -31,10 +31,13 @@ class Rule:
     equals: str | None = None
     at_most: str | None = None
     empty: bool = False
+    left_out: str | None = None
 
     @property
     def limit(self) -> str:
-        """The limit as a person reads it."""
+        """The limit as a person reads it, or why there is none."""
+        if self.left_out is not None:
+            return self.left_out
         if self.empty:
             return "none"
         if self.equals or self.at_most:
@@ -48,7 +51,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a rule: the extreme value met, and where it failed (e.g. which shards)."""
+    """What became of a rule: the extreme value met, and where it failed (e.g. which shards).
+
+    Of a rule that was left out the value is the text `left out`, and the limit says why.
+    """
 
     check: str
     column: str
@@ -80,12 +86,16 @@ class ValidatorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Returns:
             By partition, one verdict per rule.
         """
-        whole = _comparable(frames, rules)
-        failed = _failed_rows(name, whole, rules)
-        return {
-            part: [_verdict(rule, frame, failed[rule][whole["_part"] == part], index) for rule in rules]
-            for part, frame in frames.items()
-        }
+        judged = [rule for rule in rules if rule.left_out is None]
+        whole = _comparable(frames, judged)
+        failed = _failed_rows(name, whole, judged)
+
+        def verdict(rule: Rule, part: str) -> Verdict:
+            if rule.left_out is not None:
+                return _left_out(rule)
+            return _verdict(rule, frames[part], failed[rule][whole["_part"] == part], index)
+
+        return {part: [verdict(rule, part) for rule in rules] for part in frames}
 
 
 def _comparable(frames: Mapping[str, pd.DataFrame], rules: Sequence[Rule]) -> pd.DataFrame:
@@ -154,6 +164,12 @@ def _verdict(rule: Rule, frame: pd.DataFrame, failed: npt.NDArray[np.bool_], ind
     where = f"{index} {', '.join(named[:8])}{' …' if len(named) > 8 else ''}" if named else ""
     worst = frame[rule.column][failed] if failed.any() else frame[rule.column]
     return Verdict(rule.check, rule.column, _worst(rule, worst), rule.limit, rule.severity, not failed.any(), where)
+
+
+def _left_out(rule: Rule) -> Verdict:
+    from sae_pipeline.report.gates import LEFT_OUT
+
+    return Verdict(rule.check, rule.column, LEFT_OUT, rule.limit, rule.severity, True, "")
 
 
 def _worst(rule: Rule, values: pd.Series) -> float | str | None:

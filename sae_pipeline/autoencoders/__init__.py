@@ -1,17 +1,25 @@
-"""The model family: recipes, initial weights, encoding and decoding, files."""
+"""The model family: recipes, initial weights, encoding and decoding, files, and what to do with a trained one."""
 
 from sae_pipeline.autoencoders.autoencoder import Autoencoder
 from sae_pipeline.autoencoders.codes import Codes
-from sae_pipeline.autoencoders.initialise import config_of, initialise
-from sae_pipeline.autoencoders.recipes import RECIPES, AutoencoderConfig, Recipe, recipe_of
+from sae_pipeline.autoencoders.initialise import config_of, initialise, settings_of
+from sae_pipeline.autoencoders.inspection import Inspection, inspect_prompt
+from sae_pipeline.autoencoders.inspection_table import render_inspection
+from sae_pipeline.autoencoders.recipes import RECIPES, AutoencoderConfig, Recipe, Settings, check_options, recipe_of
 
 __all__ = [
     "RECIPES",
     "Autoencoder",
     "AutoencoderConfig",
     "Codes",
+    "Inspection",
     "Recipe",
+    "Settings",
+    "check_options",
     "config_of",
     "initialise",
+    "inspect_prompt",
     "recipe_of",
+    "render_inspection",
+    "settings_of",
 ]

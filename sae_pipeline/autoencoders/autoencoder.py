@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_pipeline.autoencoders import interventions, swap
 from sae_pipeline.autoencoders.codes import Codes
 from sae_pipeline.autoencoders.files import from_files, to_files
-from sae_pipeline.autoencoders.recipes import AutoencoderConfig, recipe_of
+from sae_pipeline.autoencoders.recipes import AutoencoderConfig, check_k, recipe_of
 from sae_pipeline.dataset import Normaliser
 from sae_pipeline.kernels import Parameters
 from sae_pipeline.kernels.reference import pre_activations
@@ -22,7 +23,8 @@ from sae_pipeline.store import atomic
 class Autoencoder:
     """x̂ = z W_dec + b_pre with z = activation(W_enc (x − b_pre) + b_enc), on normalised rows x.
 
-    Parameters: W_enc (n, d), b_enc (n,), W_dec (n, d) with unit rows, b_pre (d,). `provenance` is free-form JSON that
+    Parameters: W_enc (n, d), b_enc (n,), W_dec (n, d) with unit rows, b_pre (d,), and for recipes with thresholds
+    `threshold` (n,): a latent is π where π exceeds its threshold. `provenance` is free-form JSON that
     travels with the file: where it came from, never needed to use it.
     """
 
@@ -30,6 +32,13 @@ class Autoencoder:
     parameters: Parameters
     normaliser: Normaliser
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    with_topk = swap.with_topk
+    with_threshold = swap.with_threshold
+    with_mean_l0 = swap.with_mean_l0
+    splice = interventions.splice
+    ablate = interventions.ablate
+    steer = interventions.steer
 
     @property
     def W_enc(self) -> Tensor:
@@ -69,7 +78,13 @@ class Autoencoder:
     @torch.no_grad()
     def encode(self, u_bd: Tensor) -> Codes:
         """Codes of normalised rows [b, d]: fixed width for top-k recipes, ragged otherwise."""
-        return recipe_of(self.config.recipe).encode(self.pre_activations(u_bd), self.config)
+        pre_bn, encoder = self.pre_activations(u_bd), recipe_of(self.config.recipe).encoder
+        if encoder == "topk":
+            values, indices = pre_bn.topk(check_k(self.config.recipe, self.config.n, self.config.k), dim=1)
+            return Codes(indices, values.relu())
+        if encoder == "threshold":
+            pre_bn = pre_bn.where(pre_bn > self.parameters.extra["threshold"], 0.0)
+        return Codes.ragged(pre_bn.relu())
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:

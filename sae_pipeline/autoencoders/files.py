@@ -74,10 +74,12 @@ def _read_weights(path: Path, config: AutoencoderConfig) -> Parameters:
         raise PipelineError(f"{path}: cannot be read as safetensors: {error}") from error
     n, d = config.n, config.d
     expected = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_pre": (d,)}
+    if recipe_of(config.recipe).encoder == "threshold":
+        expected["threshold"] = (n,)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         raise PipelineError(f"{path}: holds {found}, its config.json asks for {expected}")
     wrong = sorted(name for name, tensor in tensors.items() if tensor.dtype != torch.float32)
     if wrong:
         raise PipelineError(f"{path}: {', '.join(wrong)} must be float32")
-    return Parameters(**tensors)
+    return Parameters.of(tensors)

@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 
 from sae_pipeline.activations import Moments, open_activations
+from sae_pipeline.dataset.covariance import covariance_of
+from sae_pipeline.dataset.gaussian import NULL, Gaussian, gaussian_checks
 from sae_pipeline.dataset.geometric_median import geometric_median
 from sae_pipeline.dataset.mixing import Ints, measure_mixing
 from sae_pipeline.dataset.normaliser import Normaliser
 from sae_pipeline.dataset.order import ReadOrder, permutation
-from sae_pipeline.dataset.statistics import Statistics
+from sae_pipeline.dataset.statistics import Statistics, normalised_moments
 from sae_pipeline.store import Artefact, Draft, PipelineError, Progress, ShardedArray, silent
 
 RESIDENT_SHARDS = 4
@@ -33,6 +35,7 @@ def build_dataset(
     document_of_context: Ints,
     resident_shards: int = RESIDENT_SHARDS,
     sample_rows: int = SAMPLE_ROWS,
+    null: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write normaliser.json, statistics.json, order.json, checks.json and sample.npy into `draft`; return the summary.
@@ -40,6 +43,8 @@ def build_dataset(
     `normaliser` is one of the five names; `row_offsets` (contexts + 1,) and `document_of_context` (contexts,) are those
     of the training split the activations were made from, to measure mixing. A view: no activation row is copied but the
     `sample_rows` of the sample.
+
+    `null: gaussian_cov` makes a null dataset: gaussian.safetensors and null.json too, and the sample is drawn.
     """
     acts = open_activations(activations)
     moments = merge_moments(acts)
@@ -51,8 +56,14 @@ def build_dataset(
         mean_norm=moments.norm_sum / moments.count,
         mean_square_norm=moments.sq_sum / moments.count,
     )
-    raw_rd = read_rows(acts, sample_of(acts.n_rows, sample_rows, seed), progress)
-    sample_rd, round_trip_error = _normalise_sample(fitted, raw_rd)
+    order = ReadOrder(acts.n_rows, acts.shard_rows, seed, resident_shards)
+    if null is None:
+        raw_rd = read_rows(acts, sample_of(acts.n_rows, sample_rows, seed), progress)
+        sample_rd, round_trip_error = _normalise_sample(fitted, raw_rd)
+        mixing = measure_mixing(order, row_offsets, document_of_context)
+        checks = {**vars(mixing), "round_trip_error": round_trip_error}
+    else:
+        sample_rd, checks = _write_gaussian(draft, acts, fitted, moments, seed, min(sample_rows, acts.n_rows), progress)
     statistics = Statistics.from_moments(
         moments,
         fitted,
@@ -60,15 +71,30 @@ def build_dataset(
         sample_rows=len(sample_rd),
         sample_seed=seed,
     )
-    order = ReadOrder(acts.n_rows, acts.shard_rows, seed, resident_shards)
-    mixing = measure_mixing(order, row_offsets, document_of_context)
-    checks = {**vars(mixing), "round_trip_error": round_trip_error}
     draft.write_bytes("sample.npy", _npy(sample_rd))
     draft.write_json("normaliser.json", fitted.to_config())
     draft.write_json("statistics.json", statistics.to_json())
     draft.write_json("order.json", {**vars(order), "activations": activations.identity})
     draft.write_json("checks.json", checks)
     return _summary(statistics, fitted, checks)
+
+
+def _write_gaussian(
+    draft: Draft,
+    acts: ShardedArray,
+    normaliser: Normaliser,
+    moments: Moments,
+    seed: int,
+    sample_rows: int,
+    progress: Progress,
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """The Gaussian of the normalised rows into the draft; a sample drawn from it, and its checks."""
+    covariance = covariance_of(acts, normaliser, progress)
+    gaussian = Gaussian.of(covariance, seed)
+    gaussian.write(draft, covariance)
+    sample_rd = gaussian.rows("sample", 0, sample_rows).numpy()
+    _, total_variance = normalised_moments(moments, normaliser)
+    return sample_rd, {"null": NULL, **gaussian_checks(gaussian, covariance, sample_rd, total_variance)}
 
 
 def merge_moments(acts: ShardedArray) -> Moments:
@@ -106,7 +132,7 @@ def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
     mean_norm, absmax, normaliser, factor, sample_rows, sample_non_finite, round_trip_error (largest, relative to the
     row's norm), same_context_ratio and same_document_ratio (1 is perfect mixing), same_context_excess (the first over
     the number of groups, which is what whole contexts in one shard allow: about 1 whatever the sizes), resident_shards,
-    n_shards.
+    n_shards. Of a null dataset, in place of what begins with round_trip_error: null, and what `gaussian_checks` names.
     """
     order = ReadOrder.from_json(draft.read_json("order.json"))
     statistics, fitted = draft.read_json("statistics.json"), draft.read_json("normaliser.json")
@@ -121,6 +147,12 @@ def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
         "factor": fitted["factor"],
         "sample_rows": len(sample_rd),
         "sample_non_finite": int(np.count_nonzero(~np.isfinite(sample_rd))),
+    }
+    return pd.DataFrame([row | (checks if "null" in checks else _order_figures(order, checks))])
+
+
+def _order_figures(order: ReadOrder, checks: dict[str, Any]) -> dict[str, Any]:
+    return {
         "round_trip_error": _number(checks["round_trip_error"]),
         "same_context_ratio": checks["same_context_ratio"],
         "same_document_ratio": checks["same_document_ratio"],
@@ -128,7 +160,6 @@ def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
         "resident_shards": order.resident_shards,
         "n_shards": order.n_shards,
     }
-    return pd.DataFrame([row])
 
 
 def _normalise_sample(normaliser: Normaliser, raw_rd: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_pipeline.activations import open_activations
+from sae_pipeline.dataset.gaussian import RECORD, Gaussian
 from sae_pipeline.dataset.normaliser import Normaliser
 from sae_pipeline.dataset.order import Group, ReadOrder
 from sae_pipeline.dataset.prefetch import Prefetch
@@ -44,12 +45,23 @@ class _Pool:
 
 
 class Dataset:
-    """The training rows of one site, normalised as they are read. Make one with `Dataset.open`."""
+    """The training rows of one site, normalised as they are read. Make one with `Dataset.open`.
+
+    A null dataset hands out draws from its `gaussian` instead. They never were activations, so that nothing has to be
+    normalised: its normaliser is `none`, and so is that of every autoencoder trained on it.
+    """
 
     def __init__(
-        self, artefact: Artefact, acts: ShardedArray, normaliser: Normaliser, statistics: Statistics, order: ReadOrder
+        self,
+        artefact: Artefact,
+        acts: ShardedArray,
+        normaliser: Normaliser,
+        statistics: Statistics,
+        order: ReadOrder,
+        gaussian: Gaussian | None = None,
     ) -> None:
-        self.artefact, self.normaliser, self.statistics, self.order = artefact, normaliser, statistics, order
+        self.artefact, self.statistics, self.order, self.gaussian = artefact, statistics, order, gaussian
+        self.normaliser = normaliser if gaussian is None else Normaliser("none", normaliser.d)
         self._acts = acts
 
     @classmethod
@@ -64,6 +76,7 @@ class Dataset:
             Normaliser.from_config(artefact.read_json("normaliser.json")),
             Statistics.from_json(artefact.read_json("statistics.json")),
             ReadOrder.from_json(order),
+            Gaussian.open(artefact) if artefact.exists(RECORD) else None,
         )
 
     @property
@@ -90,9 +103,13 @@ class Dataset:
         following one another. Up to `prefetch` batches are made ahead in a thread, and the next group of shards is read
         in another (none with `prefetch=0`); memory holds at most two groups in their stored dtype and `prefetch + 1`
         batches. An error of a thread is raised here. Threads end with the iterator: exhausted, closed or dropped.
+
+        Of a null dataset, batch t holds the draws at those places; there are no epochs.
         """
         if batch < 1 or first_step < 0 or prefetch < 0:
             raise PipelineError(f"batch {batch} must be positive, first_step {first_step} and prefetch not negative")
+        if self.gaussian is not None:
+            return _ahead(partial(_drawn, self.gaussian, batch, first_step, n_steps, torch.device(device)), prefetch)
         make = partial(self._make, batch, first_step, n_steps, torch.device(device), prefetch > 0)
         return _ahead(make, prefetch)
 
@@ -148,6 +165,11 @@ class Dataset:
             block = slice(start, start + BLOCK_ROWS)
             x_bd[block] = self.normaliser.normalise(raw_bd[block].float())[0]
         return x_bd
+
+
+def _drawn(gaussian: Gaussian, batch: int, first_step: int, n_steps: int, device: torch.device) -> Iterator[Batch]:
+    for step in range(first_step, first_step + n_steps):
+        yield Batch(step, gaussian.rows("training", step * batch, (step + 1) * batch).to(device))
 
 
 def _ahead(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:

@@ -11,6 +11,7 @@ from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.evaluation.bootstrap import compare_paired
 from sae_pipeline.evaluation.reconstruction import ReconstructionSums
 from sae_pipeline.store import Artefact
+from sae_pipeline.study import NULL
 
 
 def challenge(
@@ -19,7 +20,8 @@ def challenge(
     """Compare two trained autoencoders by NMSE, paired over documents.
 
     The challenger is promoted if there is no incumbent that can be measured here, or if the whole 95 % interval of the
-    difference says that it is better: a tie changes nothing for those who use the incumbent.
+    difference says that it is better: a tie changes nothing for those who use the incumbent. An autoencoder trained on
+    a null control never takes the place of one that was not.
 
     Args:
         challenger: artefact of the new autoencoder.
@@ -42,6 +44,9 @@ def challenge(
     verdict["incumbent_id"] = incumbent.identity
     if incumbent.identity == challenger.identity:
         return verdict | {"promoted": False, "reason": "it is the best version already"}
+    if (ours := _null(challenger)) != (theirs := _null(incumbent)):
+        promoted = ours is None or theirs is not None  # a null never takes the place of what was learnt from a model
+        return verdict | {"promoted": promoted, "reason": f"null control: {ours or 'none'}, so far {theirs or 'none'}"}
     if Autoencoder.load(incumbent.path).config.d != evaluation_set.d:
         return verdict | {"promoted": True, "reason": "the best version so far was of another subject or site"}
     incumbent_stats = _unit_stats(incumbent, evaluation_set)
@@ -55,6 +60,11 @@ def challenge(
         "promoted": promoted,
         "reason": "its NMSE is lower, the whole interval below 0" if promoted else "it is not surely better",
     }  # fmt: skip
+
+
+def _null(artefact: Artefact) -> str | None:
+    null: str | None = artefact.lineage.get("config", {}).get(NULL)
+    return null
 
 
 def _unit_stats(artefact: Artefact, evaluation_set: EvaluationSet) -> pd.DataFrame:

@@ -2,17 +2,19 @@
 
 from sae_pipeline.kernels.activations import Activation, ReLU, Support, TopK
 from sae_pipeline.kernels.dispatch import train_step
-from sae_pipeline.kernels.objective import Losses, Objective
+from sae_pipeline.kernels.objective import Forward, Losses, Objective, Pass
 from sae_pipeline.kernels.optimiser import Optimiser
 from sae_pipeline.kernels.precision import fast_float32_matmul
 from sae_pipeline.kernels.state import Parameters, TrainState
 
 __all__ = [
     "Activation",
+    "Forward",
     "Losses",
     "Objective",
     "Optimiser",
     "Parameters",
+    "Pass",
     "ReLU",
     "Support",
     "TopK",

@@ -55,6 +55,8 @@ def step(
     state: TrainState, x_bd: Tensor, objective: Objective, optimiser: Optimiser, *, lr: float, l1: float
 ) -> Losses | None:
     """One training step in place on rows x [b, d]; None, and nothing changed, if the loss is not finite."""
+    if objective.activation is None:
+        return reference.step(state, x_bd, objective, optimiser, lr=lr, l1=l1)
     params, b, scale = state.params, len(x_bd), objective.loss_scale
     xc_bd = x_bd - params.b_pre
     support = select(params, xc_bd, objective.activation)
@@ -180,6 +182,7 @@ def _apply(state: TrainState, backward: Backward, optimiser: Optimiser, lr: floa
         factor = clip_factor(math.sqrt(sum(squares)), optimiser.grad_clip)
     state.updates += 1
     for name, rows, gradient in _row_gradients(state, backward):
-        update_rows(state, name, rows, gradient if factor == 1.0 else gradient.mul_(factor), optimiser, lr)
+        gradient = gradient if factor == 1.0 else gradient.mul_(factor)
+        update_rows(state, name, rows, gradient, optimiser, lr, unit=name == "W_dec")
     for name, gradient in (("b_enc", backward.b_enc), ("b_pre", backward.b_pre)):
         update_rows(state, name, slice(None), gradient * factor, optimiser, lr)

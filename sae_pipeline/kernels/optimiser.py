@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sae_pipeline.kernels.state import TrainState
 
+FOLLOW = 0.01  # share of the newest value in a running mean
+
 
 @dataclass(frozen=True)
 class Optimiser:
@@ -34,19 +36,32 @@ def clip_factor(norm: float, bound: float) -> float:
     return min(1.0, bound / (norm + 1e-6))
 
 
-def update_rows(state: TrainState, name: str, rows: slice, gradient: Tensor, optimiser: Optimiser, lr: float) -> None:
-    """One Adam step on the given rows of one parameter, in place; then unit rows (W_dec) and the running average.
+def update_rows(
+    state: TrainState, name: str, rows: slice, gradient: Tensor, optimiser: Optimiser, lr: float, *, unit: bool = False
+) -> None:
+    """One Adam step on the given rows of one parameter, in place; then unit rows and the running average.
 
     `state.updates` must already count this step. The same arithmetic as `torch.optim.Adam(fused=True)`.
     """
-    parameter, first, second = (getattr(group, name)[rows] for group in (state.params, state.first, state.second))
+    parameter, first, second = (group.named()[name][rows] for group in (state.params, state.first, state.second))
     step = torch.tensor(float(state.updates), device=parameter.device)
     torch._fused_adam_(
         [parameter], [gradient], [first], [second], [], [step],
         lr=lr, beta1=optimiser.betas[0], beta2=optimiser.betas[1], weight_decay=0.0, eps=optimiser.eps,
         amsgrad=False, maximize=False,
     )  # fmt: skip
-    if name == "W_dec":
+    if unit:
         parameter.div_(parameter.norm(dim=1, keepdim=True))
+    _average(state, name, rows, optimiser)
+
+
+def follow(state: TrainState, name: str, value: Tensor, optimiser: Optimiser) -> None:
+    """Move one parameter, in place, to the mean of the values observed so far, later to their running mean."""
+    state.params.named()[name].lerp_(value, max(1.0 / state.updates, FOLLOW))
+    _average(state, name, slice(None), optimiser)
+
+
+def _average(state: TrainState, name: str, rows: slice, optimiser: Optimiser) -> None:
+    parameter = state.params.named()[name][rows]
     if state.average is not None and optimiser.ema is not None:
-        getattr(state.average, name)[rows].lerp_(parameter, 1.0 - optimiser.ema)
+        state.average.named()[name][rows].lerp_(parameter, 1.0 - optimiser.ema)

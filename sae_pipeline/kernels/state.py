@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,23 +13,32 @@ from sae_pipeline.measures import Fired
 
 @dataclass
 class Parameters:
-    """The four tensors of an autoencoder, or four of the same shapes (gradients, moments, averages).
+    """The tensors of an autoencoder, or tensors of the same names and shapes (gradients, moments, averages).
 
-    W_enc (n, d) and W_dec (n, d) hold one row per latent; b_enc (n,); b_pre (d,).
+    W_enc (n, d) and W_dec (n, d) hold one row per latent; b_enc (n,); b_pre (d,). `extra` holds what a recipe has
+    beyond these four.
     """
 
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_pre: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def named(self) -> dict[str, Tensor]:
         """The tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_pre": self.b_pre, **self.extra}
+
+    @classmethod
+    def of(cls, named: dict[str, Tensor]) -> Parameters:
+        """The inverse of `named`."""
+        rest = dict(named)
+        shared = {name: rest.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_pre")}
+        return cls(**shared, extra=rest)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Parameters:
         """New parameters, each tensor passed through `function`."""
-        return Parameters(**{name: function(tensor) for name, tensor in self.named().items()})
+        return Parameters.of({name: function(tensor) for name, tensor in self.named().items()})
 
 
 @dataclass
@@ -51,15 +60,17 @@ class TrainState:
         fired = Fired(len(params.W_enc), device)
         return cls(params, zeros[0], zeros[1], zeros[2] if average else None, fired)
 
-    def averaged(self, decay: float) -> Parameters:
+    def averaged(self, decay: float, *, unit_rows: bool = True) -> Parameters:
         """The running average, corrected for its zero start, decoder rows brought back to unit norm.
 
-        Gao et al. 2024 §A.5. Averages of unit rows are shorter than one, so the constraint is applied again.
+        Gao et al. 2024 §A.5. Averages of unit rows are shorter than one, so the constraint, where there is one, is
+        applied again.
         """
         if self.average is None or self.updates == 0:
             return self.params
         corrected = self.average.map(lambda tensor: tensor / (1.0 - decay**self.updates))
-        corrected.W_dec = torch.nn.functional.normalize(corrected.W_dec, dim=1)
+        if unit_rows:
+            corrected.W_dec = torch.nn.functional.normalize(corrected.W_dec, dim=1)
         return corrected
 
     def tensors(self) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def refuse_contradictions(study: Study, widths: Mapping[Site, int], sites: Mappi
         sites: resolved site of each site key as the study writes it.
     """
     specs = {text: expand(study, site, text, widths[site]) for text, site in sites.items()}
-    found = [*_corpora(study), *_recipes(study), *_metrics(study), *_sites(study, specs)]
+    found = [*_corpora(study), *_recipes(study, specs), *_metrics(study), *_sites(study, specs)]
     if found:
         raise PipelineError(f"study {study.study!r} contradicts itself:\n  " + "\n  ".join(found))
 
@@ -35,18 +35,24 @@ def _corpora(study: Study) -> Iterator[str]:
                 yield f"corpora: {corpus.name}.{name} belongs to hf: sources only; leave it out"
 
 
-def _recipes(study: Study) -> Iterator[str]:
-    from sae_pipeline.autoencoders import RECIPES
+def _recipes(study: Study, specs: dict[str, dict[str, AutoencoderSpec]]) -> Iterator[str]:
+    from sae_pipeline.autoencoders import RECIPES, settings_of
 
     for grid in study.autoencoders.grids:
         recipe = RECIPES.get(grid.recipe)
-        if recipe is None or grid.target_l0 is not None:
-            continue  # `unsupported` names them
-        if getattr(grid, recipe.needs) is None:
-            other = "l1" if recipe.needs == "k" else "k"
-            yield f"autoencoders: recipe {grid.recipe!r} takes {recipe.needs} values, not {other}"
-        if grid.prefixes is not None:
-            yield f"autoencoders: prefixes mean nothing to recipe {grid.recipe!r}; leave them out"
+        if recipe is None:
+            continue  # `unsupported` names it
+        for name in ("k", "l1", "prefixes"):
+            if getattr(grid, name) is not None and name not in recipe.needs:
+                yield f"autoencoders: {name} means nothing to recipe {grid.recipe!r}; leave it out"
+        if grid.target_l0 is not None and "l1" not in recipe.needs:
+            yield f"autoencoders: recipe {grid.recipe!r} has its k for a target; give k in place of target_l0"
+    for spec in {spec.key: spec for of_site in specs.values() for spec in of_site.values()}.values():
+        if spec.recipe in RECIPES:
+            try:
+                settings_of(spec, d=1)
+            except PipelineError as error:
+                yield str(error)
 
 
 def _metrics(study: Study) -> Iterator[str]:
@@ -59,6 +65,13 @@ def _metrics(study: Study) -> Iterator[str]:
                 METRICS[name].check_parameters(parameters)
             except PipelineError as error:
                 yield f"evaluation.metrics: {error}"
+            if study.dataset.null is not None and METRICS[name].needs_subject:
+                yield (
+                    f"dataset.null: {study.dataset.null} draws rows that belong to no token, so {name} has nothing to "
+                    "splice into the subject; leave it out of the metrics (it is among the default ones), e.g. "
+                    "evaluation.metrics: {reconstruction: {}, density: {}}, and what it measures out of "
+                    "scaling.targets, e.g. scaling.targets: [nmse]"
+                )
     if "all" not in metrics["reconstruction"].get("variants", ["all"]):
         yield "evaluation.metrics.reconstruction: variants must hold 'all'; tables and laws read it"
     for target in study.scaling.targets if _laws(study) else ():

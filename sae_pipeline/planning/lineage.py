@@ -12,7 +12,7 @@ import pandas as pd
 from sae_pipeline.planning.continuation import InUse, continued
 from sae_pipeline.planning.facts import Facts
 from sae_pipeline.store import PipelineError
-from sae_pipeline.study import VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
+from sae_pipeline.study import NULL, VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,10 @@ class Lineage:
         return self.specs_at(site)[key]
 
     def autoencoder_frame(self, site: str) -> pd.DataFrame:
-        """The autoencoders of a site: autoencoder, sae_id, site and every field of their specs."""
+        """The autoencoders of a site: autoencoder, sae_id, site and every field of their specs; null, if they are."""
         rows = [
             {"autoencoder": key, "sae_id": self.nodes[f"autoencoder/{site}/{key}"].identity, "site": site}
+            | self._null()
             | spec.model_dump(exclude={"key", "adam_betas", "prefixes"})
             for key, spec in self.specs_at(site).items()
         ]
@@ -159,8 +160,9 @@ class Lineage:
         self, site: Site, key: str, spec: AutoencoderSpec, dataset: str, evaluation_set: str
     ) -> list[str]:
         place = f"{site}/{key}"
+        config = spec.determining() | self._null()
         autoencoder = self._add(
-            f"autoencoder/{place}", "autoencoders", f"{site}-{key}", "autoencoder", spec.determining(), [dataset]
+            f"autoencoder/{place}", "autoencoders", f"{site}-{key}", "autoencoder", config, [dataset]
         )
         codes = self._add(
             f"codes/{place}", "evaluation", f"codes-{site}-{key}", "codes", {}, [autoencoder, evaluation_set]
@@ -187,6 +189,10 @@ class Lineage:
             [reconstruction, autoencoder, evaluation_set],
         )
         return metrics
+
+    def _null(self) -> dict[str, str]:
+        """The mark of null controls: in the tables and, through the record, in every saved autoencoder."""
+        return {} if self.study.null is None else {NULL: self.study.null}
 
     def _add_fits(self, site: Site, metrics: list[str]) -> None:
         name = f"evaluation_table/{site}"

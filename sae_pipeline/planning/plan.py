@@ -31,13 +31,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan: its lines, the largest memory of any step, and the rate the time is reckoned with."""
+    """A plan: its lines, the largest memory of any step, the rate the time is reckoned with, the null control."""
 
     study: str
     rows: tuple[Row, ...]
     sites: tuple[str, ...]
     memory_bytes: int
     flops_per_s: float
+    null: str | None = None
 
     @property
     def bytes_(self) -> int:
@@ -71,7 +72,8 @@ def make_plan(study: Study, facts: Facts, flops_per_s: float | None = None) -> P
         rows += _site_rows(study, facts, site, specs)
         memory = max(memory, _memory(study, facts, site, specs))
     rate = flops_per_s if flops_per_s is not None else _SHARE_OF_GEMM * measured_gemm_flops()
-    return Plan(study.study, tuple(rows), tuple(f"{text} = {site}" for text, site in facts.sites.items()), memory, rate)
+    sites = tuple(f"{text} = {site}" for text, site in facts.sites.items())
+    return Plan(study.study, tuple(rows), sites, memory, rate, study.null)
 
 
 def _token_bytes(study: Study, facts: Facts) -> int:
@@ -89,7 +91,8 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
     d, train, held_out = facts.widths[site], study.tokens.train, min(study.evaluation.tokens, study.tokens.held_out)
     forward = 2.0 * _block_parameters(facts) * (site.layer + 1)
     whole = 2.0 * facts.n_params
-    sample = min(study.dataset.sample_rows, train)
+    null = study.dataset.null is not None
+    dataset_bytes = min(study.dataset.sample_rows, train) * d * 4 + null * _gaussian_bytes(d)
     metrics = len(study.evaluation.metrics)
     resumed = max(whole - forward, 0.0)
     spliced = "downstream" in study.evaluation.metrics
@@ -97,7 +100,7 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
     return [
         Row(f"activations {site}", 1, train, _stored(train, d * _ITEM_BYTES[study.activations.dtype]), forward * train),
         Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + _SCORE_BYTES), 4 * whole * held_out),
-        Row(f"dataset {site}", 1, train, sample * d * 4, 0.0),
+        Row(f"dataset {site}", 1, train, dataset_bytes, null * 2.0 * d**2 * train),
         Row(
             f"autoencoder {site}",
             len(specs),
@@ -131,6 +134,11 @@ def training_flops(spec: AutoencoderSpec, d: int) -> float:
     """FLOPs of one training run (paper §6.2): 2nd + 8dk a token where the step is sparse, 12nd where it is dense."""
     per_token = 2.0 * spec.n * d + 8.0 * d * spec.k if spec.k is not None else 12.0 * spec.n * d
     return per_token * spec.tokens
+
+
+def _gaussian_bytes(d: int) -> int:
+    """Mean, covariance and its root in float64."""
+    return 8 * (2 * d**2 + d)
 
 
 def _autoencoder_bytes(spec: AutoencoderSpec, d: int) -> int:
@@ -172,6 +180,7 @@ def render_plan(plan: Plan, *, declared: bool = False) -> str:
     return "\n".join(
         [
             f"Study {plan.study}{note}",
+            *([f"  null control: {plan.null}"] if plan.null else []),
             *(f"  site {site}" for site in plan.sites),
             f"{'':34}{'partitions':>11}{'tokens':>10}{'on disk':>10}{'FLOP':>10}",
             *(_line(row) for row in (*plan.rows, total)),

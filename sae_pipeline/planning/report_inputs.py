@@ -30,6 +30,7 @@ def collect_report(lineage: Lineage, outputs: Outputs) -> ReportInputs:
     return ReportInputs(
         title=study.report.title or study.study,
         study=study.study,
+        null=study.null,
         subject={
             "model": study.subject.id,
             "parameters": lineage.facts.n_params,

@@ -95,13 +95,17 @@ class LastRun:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """How a study stands; `as_dict` is what `sae-pipeline status --json` prints."""
+    """How a study stands; `as_dict` is what `sae-pipeline status --json` prints.
+
+    `null` names the null control that the study is; None where it is none.
+    """
 
     study: str
     folder: Path
     nodes: tuple[NodeState, ...]
     champions: tuple[Champion, ...]
     last_run: LastRun | None
+    null: str | None = None
 
     @property
     def current(self) -> bool:
@@ -119,6 +123,7 @@ class StudyStatus:
         """Everything as JSON values."""
         return {
             "study": self.study,
+            "null": self.null,
             "folder": str(self.folder),
             "current": self.current,
             "assets": {asset: totals(nodes) for asset, nodes in self.assets().items()},
@@ -154,7 +159,8 @@ def study_status(
     folder = outputs.study_dir(study)
     named = dict(pointers.items())
     nodes = tuple(_state(node, outputs, pointers, named, folder / GATES) for node in lineage)
-    return StudyStatus(study, folder, nodes, tuple(_champions(lineage, named, folder)), last_run)
+    champions = tuple(_champions(lineage, named, folder))
+    return StudyStatus(study, folder, nodes, champions, last_run, lineage.study.null)
 
 
 def _state(node: Node, outputs: Outputs, pointers: Pointers, named: Mapping[str, str], gates: Path) -> NodeState:

@@ -21,6 +21,7 @@ def render_status(status: StudyStatus) -> str:
     warnings = [f"{node.name}  {warning}" for node in status.nodes for warning in node.warnings]
     lines = [
         f"Study {status.study} in {status.folder}",
+        *([f"null control: {status.null} (docs/nulls.md)"] if status.null else []),
         *_table(status.assets()),
         *_section("in progress", working),
         *_section("stopped; the next run goes on from there", stopped),

@@ -29,8 +29,6 @@ def unsupported(study: Study) -> Iterator[str]:
     for grid in study.autoencoders.grids:
         if grid.recipe not in RECIPES:
             yield f"recipe {grid.recipe!r}; known: {', '.join(sorted(RECIPES))}"
-        if grid.target_l0 is not None:
-            yield f"target_l0 of {grid.recipe!r}; give l1 values"
     for metric in study.evaluation.metrics:
         if metric not in METRICS:
             yield f"metric {metric!r}; known: {', '.join(sorted(METRICS))}"
@@ -56,10 +54,20 @@ def _training(study: Study) -> Iterator[str]:
         yield "training.memory; all autoencoders of a site train at once"
 
 
+_CONTROL_STUDIES = {
+    "gaussian_cov": "dataset: {null: gaussian_cov}",
+    "random_weights_subject": "subject.weights: untrained",
+}
+
+
 def _rest(study: Study) -> Iterator[str]:
+    for control in study.evaluation.controls:
+        yield (
+            f"evaluation.controls: {control} beside the real rows of one study; leave it out and run a second study, "
+            f"with a name of its own and {_CONTROL_STUDIES[control]} (docs/nulls.md)"
+        )
     given = {
         "evaluation.sets": study.evaluation.sets,
-        "evaluation.controls": study.evaluation.controls or None,
         "budget": study.budget,
         "report.compare_with": study.report.compare_with,
     }

@@ -9,6 +9,10 @@ from sae_pipeline.report.tables import cell, column, table
 _HEAD = ("verdict", "stage", "check", "statistic", column("value"), "limit", "severity", column("artefacts"))
 
 
+LEFT_OUT = "left out"
+"""Value of a check that does not apply; its limit says why."""
+
+
 def tally(gates: pd.DataFrame) -> dict[str, int]:
     """How many checks failed, warned and passed."""
     verdicts = verdict(gates)
@@ -16,15 +20,17 @@ def tally(gates: pd.DataFrame) -> dict[str, int]:
 
 
 def verdict(gates: pd.DataFrame) -> "pd.Series[str]":
-    """ "passed", "warning" (missed, but does not block) or "failed" for each row."""
+    """ "passed", "warning" (missed, but does not block), "failed" or "left out" (not judged) for each row."""
     words = gates["severity"].map(lambda severity: "failed" if severity == "block" else "warning")
-    return words.where(~gates["passed"].astype(bool), "passed").astype(str)
+    words = words.where(~gates["passed"].astype(bool), "passed")
+    return words.where(gates["value"].astype(str) != LEFT_OUT, LEFT_OUT).astype(str)
 
 
 def gate_table(gates: pd.DataFrame) -> Markup:
-    """Failures, then warnings, one row each; then passes, one row per stage and check with the range of values."""
+    """Failures, warnings and what was left out, one row each; then passes by stage and check with their values."""
     words = verdict(gates)
-    missed = [_missed(row, word) for word in ("failed", "warning") for _, row in gates[words == word].iterrows()]
+    alone = ("failed", "warning", LEFT_OUT)
+    missed = [_missed(row, word) for word in alone for _, row in gates[words == word].iterrows()]
     stages = gates[words == "passed"].assign(stage=lambda passed: passed["node"].astype(str).str.split("/").str[0])
     passed = [_passed(group) for _, group in stages.groupby(["stage", "check", "column", "limit"], sort=False)]
     return table(_HEAD, [*missed, *passed])

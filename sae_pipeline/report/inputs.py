@@ -68,6 +68,7 @@ class ReportInputs:
         tokens: facts about the tokens: documents, rows, overlap, what was excluded.
         documents: split and n_tokens of every document, or None.
         provenance: package versions and the like; nothing that differs between machines.
+        null: what makes the study a null control, in words; None where it is none.
     """
 
     title: str
@@ -79,3 +80,4 @@ class ReportInputs:
     tokens: Facts = field(default_factory=dict)
     documents: pd.DataFrame | None = None
     provenance: Facts = field(default_factory=dict)
+    null: str | None = None

@@ -76,7 +76,8 @@ def _summary(inputs: ReportInputs) -> Markup:
     parts = [join(tag("h3", site.site) if several else None, _site_summary(site)) for site in inputs.sites]
     if not parts:
         parts = [absent("No site has been worked on yet.")]
-    lead = tag("p", "Study ", tag("code", inputs.study), class_="lead")
+    null = tag("b", f" — null control: {inputs.null}") if inputs.null else None
+    lead = tag("p", "Study ", tag("code", inputs.study), null, class_="lead")
     return tag("header", tag("h1", inputs.title, id="summary"), lead, tag("div", *tiles, class_="tiles"), *parts)
 
 

@@ -29,14 +29,18 @@ def write_report(inputs: ReportInputs, draft: Draft) -> dict[str, Any]:
 
 
 def summarise(inputs: ReportInputs) -> dict[str, Any]:
-    """The study in JSON: counts, and `rows` with one entry per site and autoencoder; missing values are null."""
+    """The study in JSON: counts, and `rows` with one entry per site and autoencoder; missing values are null.
+
+    `null` names the null control that the study is, and is absent where it is none.
+    """
     rows = [
         {"site": site.site, "autoencoder": row["autoencoder"], "sae_id": row["sae_id"]}
         | {name: _plain(row[name]) for name in QUANTITIES}
         for site in inputs.sites
         for _, row in matched_table(site.metrics, site.autoencoders).iterrows()
     ]
-    return {"study": inputs.study, "autoencoders": len(rows), "checks": tally(inputs.gates), "rows": rows}
+    null = {"null": inputs.null} if inputs.null else {}
+    return {"study": inputs.study, **null, "autoencoders": len(rows), "checks": tally(inputs.gates), "rows": rows}
 
 
 def _plain(value: float) -> float | None:
@@ -47,7 +51,7 @@ def summary_table(path: Path) -> str:
     """The summary.json at `path` as an aligned text table, for a terminal."""
     content = json.loads(path.read_text())
     entries = pd.DataFrame(content["rows"], columns=["site", "autoencoder", *_COLUMNS])
-    lines = []
+    lines = [f"Null control   {content['null']}", ""] if "null" in content else []
     for site, group in entries.groupby("site", sort=False):
         head = ["autoencoder", *(QUANTITIES[name].label for name in _COLUMNS)]
         lines += [str(site), *_aligned([head, *(_cells(row) for _, row in group.iterrows())]), ""]

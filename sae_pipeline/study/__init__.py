@@ -18,9 +18,11 @@ from sae_pipeline.study.models import (
     TokensConfig,
     TrainingConfig,
 )
+from sae_pipeline.study.nulls import NULL, null_control
 from sae_pipeline.study.parts import Part
 
 __all__ = [
+    "NULL",
     "VERSIONS",
     "WHERE",
     "ActivationsConfig",
@@ -45,5 +47,6 @@ __all__ = [
     "identity_of",
     "lineage_record",
     "load_study",
+    "null_control",
     "resolve_site",
 ]

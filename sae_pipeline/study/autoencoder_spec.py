@@ -27,6 +27,7 @@ class AutoencoderSpec(Part):
     l1: float | None = None
     target_l0: float | None = None
     prefixes: tuple[int, ...] | None = None
+    options: dict[str, float] | None = None
     seed: int = 0
     batch: int
     tokens: int
@@ -41,6 +42,7 @@ class AutoencoderSpec(Part):
     auxk_k: int | None = None
     auxk_alpha: float = 0.0
     dead_after_tokens: int
+    resample: tuple[float, ...] | None = None
     l1_warmup: float = 0.05
 
     @property
@@ -95,10 +97,10 @@ def _cells(grid: Grid, defaults: AutoencoderDefaults, d: int) -> list[Autoencode
     settings = defaults.model_copy(
         update={name: value for name in type(defaults).model_fields if (value := getattr(grid, name, None)) is not None}
     )
-    sparsity = next(name for name in ("k", "l1", "target_l0") if getattr(grid, name) is not None)
+    sparsity = [name for name in ("k", "l1", "target_l0") if getattr(grid, name) is not None]
     return [
-        _spec(grid, settings, d, n, {sparsity: value}, seed)
-        for n, value, seed in itertools.product(grid.n, getattr(grid, sparsity), settings.seeds)
+        _spec(grid, settings, d, n, dict(zip(sparsity, values, strict=True)), seed)
+        for n, *values, seed in itertools.product(grid.n, *(getattr(grid, name) for name in sparsity), settings.seeds)
     ]
 
 
@@ -120,6 +122,7 @@ def _spec(
         l1=l1,
         target_l0=target_l0,
         prefixes=grid.prefixes,
+        options=grid.options,
         seed=seed,
         batch=settings.batch,
         tokens=settings.tokens,
@@ -132,6 +135,7 @@ def _spec(
         ema=settings.ema,
         init=settings.init,
         dead_after_tokens=window,
+        resample=settings.resample,
         l1_warmup=settings.l1_warmup,
         auxk_k=None if auxk is None else min(n, d // 2 if auxk.k == "d/2" else auxk.k),
         auxk_alpha=0.0 if auxk is None else auxk.alpha,

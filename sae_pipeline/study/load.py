@@ -34,12 +34,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+_NOTHING, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """A mapping that says everything once: plain YAML would let the last of two equal keys win."""
     seen: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
             raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+        if key.tag == _NOTHING:
+            key.tag = _TEXT  # a key is always a word: `dataset: {null: gaussian_cov}`
         seen.add(str(key.value))
     loader.flatten_mapping(node)
     return dict(loader.construct_mapping(node, deep=True))

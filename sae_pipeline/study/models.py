@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sae_pipeline.study.agreement import check_agreement
 from sae_pipeline.study.ahead import Budget, EvaluationSource, Outliers, Retain, Retrain, StopRule
+from sae_pipeline.study.nulls import null_control
 from sae_pipeline.study.parts import (
     EXECUTION_ONLY,
     Bytes,
@@ -37,11 +38,15 @@ class SubjectShape(Part):
 
 
 class SubjectConfig(Part):
-    """The model under study: `embedded/<name>`, a local path, or a Hugging Face id."""
+    """The model under study: `embedded/<name>`, a local path, or a Hugging Face id.
+
+    `weights: untrained` makes it the model's untrained twin, a null control (docs/nulls.md).
+    """
 
     alias: Name = Field(json_schema_extra=EXECUTION_ONLY)
     id: str = Field(json_schema_extra=EXECUTION_ONLY)
     revision: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    weights: Literal["untrained"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
     device: str = Field(default="auto", json_schema_extra=EXECUTION_ONLY)
@@ -100,10 +105,14 @@ class ActivationsConfig(Part):
 
 
 class DatasetConfig(Part):
-    """The read order: shards resident at once (mixed with each other) and rows drawn for the geometric median."""
+    """The read order: shards resident at once (mixed with each other) and rows drawn for the geometric median.
+
+    `null: gaussian_cov` puts draws from a Gaussian with the rows' mean and covariance in their place (docs/nulls.md).
+    """
 
     resident_shards: Annotated[int, Field(ge=2)] = 4
     sample_rows: Count = 32_768
+    null: Literal["gaussian_cov"] | None = None
 
 
 class LearningRate(Part):
@@ -149,6 +158,7 @@ class AutoencoderDefaults(Part):
     init: Literal["tied", "independent"] = "tied"
     auxk: AuxK | None = AuxK()
     dead_after_tokens: Count | None = None
+    resample: Ratios | None = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     seeds: Seeds = (0,)
 
@@ -164,6 +174,7 @@ class Grid(Part):
     sites: tuple[str, ...] | None = None
     tag: Name | None = None
     prefixes: tuple[Count, ...] | None = None
+    options: dict[str, float] | None = None
     seeds: Seeds | None = None
     batch: Count | None = None
     tokens: Count | None = None
@@ -173,12 +184,14 @@ class Grid(Part):
     init: Literal["tied", "independent"] | None = None
     auxk: AuxK | None = None
     dead_after_tokens: Count | None = None
+    resample: Ratios | None = None
 
     @model_validator(mode="after")
-    def _one_sparsity(self) -> Grid:
-        given = [name for name in ("k", "l1", "target_l0") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"grid {self.recipe!r}: give exactly one of k, l1 and target_l0, not {given or 'none'}")
+    def _sparsity(self) -> Grid:
+        if self.target_l0 is not None and (self.k is not None or self.l1 is not None):
+            raise ValueError(f"grid {self.recipe!r}: target_l0 finds l1 by itself; give it without k and l1")
+        if self.target_l0 is None and self.k is None and self.l1 is None:
+            raise ValueError(f"grid {self.recipe!r}: give k, l1 or target_l0, as its recipe needs")
         return self
 
 
@@ -271,6 +284,11 @@ class Study(Part):
     retrain: Retrain | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     budget: Budget | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     report: ReportConfig = Field(default=ReportConfig(), json_schema_extra=EXECUTION_ONLY)
+
+    @property
+    def null(self) -> str | None:
+        """What makes the study a null control, in words; None where it is none."""
+        return null_control(self.subject.weights, self.dataset.null)
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:

@@ -11,6 +11,9 @@ from sae_pipeline.subjects.errors import SubjectError
 BLOCK: Final = ""
 """Module path of the block itself."""
 
+ONE_PLUS_WEIGHT: Final = ("gemma", "gemma2", "gemma3_text")
+"""Values of `model_type` whose norms multiply by 1 + weight."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -31,6 +34,7 @@ class Architecture:
         attention: path of the attention module inside a block; it returns a tuple whose first item is added to the
             residual stream, after `attn_out`'s norm where the family has one.
         norm: what normalises the residual stream, `layernorm` or `rmsnorm`.
+        final_norm: path of the norm before the unembedding, from the causal language model.
         places: the tensor of every site, by the site's `where`.
     """
 
@@ -39,6 +43,7 @@ class Architecture:
     blocks: str
     attention: str
     norm: Literal["layernorm", "rmsnorm"]
+    final_norm: str
     places: Mapping[str, Place]
 
 
@@ -61,6 +66,7 @@ ARCHITECTURES: Final = (
         blocks="transformer.h",
         attention="attn",
         norm="layernorm",
+        final_norm="transformer.ln_f",
         places=_places(
             mid=Place("ln_2", "input"),
             attn_z="attn.c_proj",
@@ -75,6 +81,7 @@ ARCHITECTURES: Final = (
         blocks="gpt_neox.layers",
         attention="attention",
         norm="layernorm",
+        final_norm="gpt_neox.final_layer_norm",
         places=_places(
             mid=Place("post_attention_layernorm", "input"),
             attn_z="attention.dense",
@@ -89,6 +96,7 @@ ARCHITECTURES: Final = (
         blocks="model.layers",
         attention="self_attn",
         norm="rmsnorm",
+        final_norm="model.norm",
         places=_places(
             mid=Place("post_attention_layernorm", "input"),
             attn_z="self_attn.o_proj",
@@ -103,6 +111,7 @@ ARCHITECTURES: Final = (
         blocks="model.layers",
         attention="self_attn",
         norm="rmsnorm",
+        final_norm="model.norm",
         places=_places(
             mid=Place("pre_feedforward_layernorm", "input"),
             attn_z="self_attn.o_proj",
@@ -117,6 +126,7 @@ ARCHITECTURES: Final = (
         blocks="model.layers",
         attention="self_attn",
         norm="rmsnorm",
+        final_norm="model.norm",
         places=_places(
             mid=Place("mlp", "input"),
             attn_z="self_attn.o_proj",

@@ -14,6 +14,7 @@ from sae_pipeline.subjects.architectures import architecture_of, wheres_of
 from sae_pipeline.subjects.errors import SubjectError
 from sae_pipeline.subjects.source import Source, check_weights, count_values, fingerprint, locate, read_config
 from sae_pipeline.subjects.tokenizer import tokenizer_of
+from sae_pipeline.subjects.untrained import untrained_fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class SubjectCard:
         norm: `layernorm` or `rmsnorm`.
         n_params: parameters, tied ones counted once.
         dtype: the dtype it computes in, as the study says.
-        fingerprint: hub commit, or sha256 of configuration and weights; does not depend on where the files lie.
+        fingerprint: hub commit, or sha256 of configuration and weights (of an untrained twin: of configuration and how
+            its weights are drawn); does not depend on where the files lie.
         tokenizer_fingerprint: sha256 of the serialised tokenizer.
         tied_unembedding: whether the unembedding shares the embedding's weights.
         wheres: the sites each block has.
@@ -91,7 +93,6 @@ def card_of(config: SubjectConfig, source: Source) -> SubjectCard:
     """Build the card of a subject whose files have been located; see `describe`."""
     raw = read_config(source)
     architecture = architecture_of(str(raw["model_type"]))
-    weights = [] if source.commit else check_weights(source)
     hf = hf_config(source)
     tokenizer = tokenizer_of(source)
     if tokenizer.largest_id >= hf.vocab_size:
@@ -112,11 +113,17 @@ def card_of(config: SubjectConfig, source: Source) -> SubjectCard:
         norm=architecture.norm,
         n_params=_count_parameters(source, hf, config.attention),
         dtype=config.dtype,
-        fingerprint=fingerprint(source, raw, weights),
+        fingerprint=_fingerprint(config, source, raw),
         tokenizer_fingerprint=tokenizer.fingerprint,
         tied_unembedding=bool(hf.tie_word_embeddings),
         wheres=wheres_of(architecture, hf),
     )
+
+
+def _fingerprint(config: SubjectConfig, source: Source, raw: dict[str, Any]) -> str:
+    if config.weights == "untrained":
+        return untrained_fingerprint(raw)
+    return fingerprint(source, raw, [] if source.commit else check_weights(source))
 
 
 def hf_config(source: Source) -> Any:
@@ -153,6 +160,8 @@ def _count_parameters(source: Source, hf: Any, attention: str) -> int:
 def check_complete(config: SubjectConfig, n_params: int, *, root: Path) -> None:
     """Make sure that a subject's weights are here and as many as its configuration asks for; a hub's are fetched.
 
+    An untrained twin has no files to check.
+
     Args:
         config: the subject part of a study.
         n_params: parameters of the model, as its card says.
@@ -161,6 +170,8 @@ def check_complete(config: SubjectConfig, n_params: int, *, root: Path) -> None:
     Raises:
         SubjectError: weight files are missing, damaged, or hold fewer values than the model has parameters.
     """
+    if config.weights == "untrained":
+        return
     source = locate(config, root=root, weights=True)
     held = count_values(check_weights(source))
     if held < n_params and "quantization_config" not in read_config(source):

@@ -1,4 +1,4 @@
-"""Plain torch hooks: capture tensors, stop early, put a tensor in, skip a module. Each leaves the model as it was."""
+"""Plain torch hooks: capture tensors, stop early, edit a tensor, skip a module. Each leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Side = Literal["input", "output"]
@@ -51,16 +52,39 @@ def _observe(module: nn.Module, side: Side, key: Any, store: Callable[[Any, Any]
 
 
 @contextmanager
-def replacing(module: nn.Module, side: Side, value: Tensor) -> Iterator[None]:
-    """Put `value` in place of a module's first input or of its output while the body runs."""
+def editing(module: nn.Module, side: Side, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass a module's first input, or its output, through `edit` while the body runs."""
     if side == "input":
-        handle = module.register_forward_pre_hook(lambda _, args: (value, *args[1:]))
+        handle = module.register_forward_pre_hook(lambda _, args: (edit(args[0]), *args[1:]))
     else:
-        handle = module.register_forward_hook(lambda *_: value)
+        handle = module.register_forward_hook(lambda _, __, output: edit(output))
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def editing_sum(block: nn.Module, addend: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass a block's input + the output of `addend`, a module in it, through `edit` while the body runs.
+
+    The sum has two readers, so no single hook reaches it. The input is copied, so that only the block's own skip
+    connection holds it; when `addend` is done, the edited sum is written over the copy and the addend becomes zero:
+    both readers get it, and value + 0 is exact. Hooks added later on either tensor would break that.
+    """
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept[:] = [value.clone()]
+        return kept[0]
+
+    def put(added: Tensor) -> Tensor:
+        total = kept.pop()
+        total.copy_(edit(total + added))
+        return torch.zeros_like(added)
+
+    with editing(block, "input", keep), editing(addend, "output", put):
+        yield
 
 
 @contextmanager

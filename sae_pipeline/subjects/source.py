@@ -43,7 +43,7 @@ def locate(config: SubjectConfig, *, root: Path, weights: bool) -> Source:
     Args:
         config: the subject part of a study.
         root: folder that a relative local path starts from.
-        weights: whether the weights are needed beside configuration and tokenizer.
+        weights: whether the weights are needed beside configuration and tokenizer; an untrained twin's never are.
 
     Raises:
         SubjectError: there is no such shipped model, folder or hub repository, or the hub cannot be reached.
@@ -56,7 +56,7 @@ def locate(config: SubjectConfig, *, root: Path, weights: bool) -> Source:
         return Source(config.id, folder, None)
     if path.is_absolute() or config.id.startswith((".", "~")) or config.id.count("/") > 1:
         raise SubjectError(f"subject {config.id!r}: there is no folder {folder}")
-    return _from_hub(config, weights=weights)
+    return _from_hub(config, weights=weights and config.weights is None)
 
 
 def _embedded_dir(name: str) -> Path:
@@ -207,11 +207,15 @@ def fingerprint(source: Source, config: dict[str, Any], weights: list[Path]) -> 
     """
     if source.commit is not None:
         return source.commit
-    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest = hashlib.sha256(determining(config).encode())
     for part in _digests(weights):
         digest.update(part.encode())
     return digest.hexdigest()
+
+
+def determining(config: dict[str, Any]) -> str:
+    """What `config.json` says of the model, as JSON: nothing of where it came from or how it was saved."""
+    return json.dumps({key: value for key, value in config.items() if key not in _INCIDENTAL}, sort_keys=True)
 
 
 def _digests(paths: list[Path]) -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""A loaded subject model: run it up to a site, or resume it from one."""
+"""A loaded subject model: run it up to a site, resume it from one, edit what passes through one."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from transformers.utils import logging as hf_logging
 
 from sae_pipeline.study import Site, SubjectConfig
 from sae_pipeline.subjects.architectures import BLOCK, architecture_of
-from sae_pipeline.subjects.card import SubjectCard, card_of
+from sae_pipeline.subjects.card import SubjectCard, card_of, hf_config
 from sae_pipeline.subjects.errors import SubjectError
-from sae_pipeline.subjects.hooks import Side, capturing, instead_of, pass_through, replacing
+from sae_pipeline.subjects.hooks import Side, capturing, editing, editing_sum, instead_of, pass_through
 from sae_pipeline.subjects.source import Source, check_weights, locate
+from sae_pipeline.subjects.unembedding import direct_logits
+from sae_pipeline.subjects.untrained import draw_untrained
 
 
 class Subject:
@@ -37,6 +40,7 @@ class Subject:
         self._architecture = architecture_of(card.architecture)
         self._model: Any = model
         self._blocks: Any = model.get_submodule(self._architecture.blocks)
+        self._edited_middles: set[int] = set()
 
     def check(self, site: Site) -> None:
         """Raise SubjectError, with the sites there are, if the model lacks `site`."""
@@ -62,6 +66,8 @@ class Subject:
         """
         if not sites:
             raise SubjectError("name at least one site to run to")
+        for site in sites:
+            self._refuse_behind_middle(site, "resid_pre", "attn_out")
         with capturing({site: self._place(site) for site in sites}) as captured:
             self._forward(ids_cl)
         return {site: captured[site] for site in sites}
@@ -92,10 +98,60 @@ class Subject:
         expected = (*ids_cl.shape, self.width(site))
         if tuple(value_cld.shape) != expected:
             raise SubjectError(f"site {site}: a value of shape {tuple(value_cld.shape)} is not one of {expected}")
+        self._refuse_behind_middle(site, "resid_pre", "attn_out", "resid_mid")
         value = value_cld.to(self.device, self._model.dtype)
         with ExitStack() as stack:
             self._enter(stack, site, value)
             return self._forward(ids_cl)
+
+    @contextmanager
+    def editing(self, site: Site, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Pass the activation at `site` through `edit` in every pass of the body; afterwards the model is as before.
+
+        Args:
+            site: where.
+            edit: from the activation [contexts, length, width], in the subject's dtype and not to be written into, to
+                what takes its place: of the same shape, in any dtype, on any device.
+
+        Raises:
+            SubjectError: the site does not exist, or lies behind an edited resid_mid of its block; from within a pass:
+                `edit` gave another shape.
+        """
+
+        def edited(value_cld: Tensor) -> Tensor:
+            result_cld = edit(value_cld)
+            if result_cld.shape != value_cld.shape:
+                raise SubjectError(
+                    f"site {site}: the edit made {tuple(result_cld.shape)} of {tuple(value_cld.shape)}; keep the shape"
+                )
+            return result_cld.to(value_cld)
+
+        module, side = self._place(site)
+        self._refuse_behind_middle(site, "resid_pre", "attn_out", "resid_mid")
+        if site.where != "resid_mid":
+            with editing(module, side, edited):
+                yield
+            return
+        attention, _ = self._place(replace(site, where="attn_out"))
+        self._edited_middles.add(site.layer)
+        try:
+            with editing_sum(self._blocks[site.layer], attention, edited):
+                yield
+        finally:
+            self._edited_middles.remove(site.layer)
+
+    def direct_logits(self, direction_bd: Tensor) -> Tensor:
+        """What directions of the residual stream do to the logits directly, [b, vocabulary]; see `unembedding`.
+
+        Raises:
+            SubjectError: the directions are not as wide as the residual stream.
+        """
+        if direction_bd.ndim != 2 or direction_bd.shape[1] != self.card.d_model:
+            raise SubjectError(
+                f"directions of the residual stream are [directions, {self.card.d_model}], not "
+                f"{tuple(direction_bd.shape)}"
+            )
+        return direct_logits(self._model, self.card.architecture, direction_bd.to(self.device))
 
     def close(self) -> None:
         """Free the model's memory; the subject cannot be used afterwards."""
@@ -107,7 +163,7 @@ class Subject:
     def _enter(self, stack: ExitStack, site: Site, value: Tensor) -> None:
         """Arrange that the next pass takes `value` at `site` and computes nothing that `value` makes superfluous."""
         if not site.where.startswith("resid_"):
-            stack.enter_context(replacing(*self._place(site), value))
+            stack.enter_context(editing(*self._place(site), lambda _: value))
             return
         for block in self._blocks[: site.layer]:
             stack.enter_context(instead_of(block, pass_through))
@@ -115,12 +171,19 @@ class Subject:
         if site.where == "resid_post":
             stack.enter_context(instead_of(block, lambda *_, **__: value))
             return
-        stack.enter_context(replacing(block, "input", value))
+        stack.enter_context(editing(block, "input", lambda _: value))
         if site.where == "resid_mid":
             # The middle is input + attention and has two readers (MLP norm and skip), so no single hook can replace
             # it. Taking it as the input and adding an attention output of zero reaches both, and value + 0 is exact.
             attention = block.get_submodule(self._architecture.attention)
             stack.enter_context(instead_of(attention, lambda *_, **__: (torch.zeros_like(value), None)))
+
+    def _refuse_behind_middle(self, site: Site, *wheres: str) -> None:
+        """Refuse a site at one of `wheres` in a block whose middle is edited: its tensor is no longer there."""
+        if site.layer in self._edited_middles and site.where in wheres:
+            raise SubjectError(
+                f"site {site} cannot be reached while the resid_mid of its block is edited; leave that edit first"
+            )
 
     def _place(self, site: Site) -> tuple[nn.Module, Side]:
         self.check(site)
@@ -163,10 +226,11 @@ def load_subject(config: SubjectConfig, *, root: Path, device: str = "auto") -> 
         SubjectError: the model cannot be found, is incomplete, does not load, or the device does not exist.
     """
     source = locate(config, root=root, weights=True)
-    check_weights(source)
+    if config.weights is None:
+        check_weights(source)
     card = card_of(config, source)
     chosen = pick_device(config.device if device == "auto" else device)
-    model = _load(config, source).to(chosen).eval().requires_grad_(False)
+    model = _model(config, source).to(chosen).eval().requires_grad_(False)
     # GPT-2's forward looks for padding at the ends of every batch and warns that no attention mask was passed.
     model.config.pad_token_id = None
     return Subject(card, model, chosen)
@@ -188,6 +252,12 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SubjectError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
     return device
+
+
+def _model(config: SubjectConfig, source: Source) -> Any:
+    if config.weights == "untrained":
+        return draw_untrained(hf_config(source), dtype=getattr(torch, config.dtype), attention=config.attention)
+    return _load(config, source)
 
 
 def _load(config: SubjectConfig, source: Source) -> Any:

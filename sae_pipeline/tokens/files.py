@@ -133,6 +133,17 @@ def _txt(path: Path, raw: BinaryIO) -> Iterator[str]:
 
 
 def _jsonl(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
+    for number, record in _records(path, raw):
+        yield text_of(record, field, f"{path}, line {number}")
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of every line that is not blank of a .jsonl or .jsonl.gz file."""
+    with _reading(path), path.open("rb") as raw:
+        yield from _records(path, raw)
+
+
+def _records(path: Path, raw: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(_lines(path, raw), 1):
         if not line.strip():
             continue
@@ -142,7 +153,7 @@ def _jsonl(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:
             raise CorpusError(f"{path}, line {number} is not JSON: {error}; mend the line or take it out") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{path}, line {number} is not a JSON object; write one record a line")
-        yield text_of(record, field, f"{path}, line {number}")
+        yield number, record
 
 
 def _parquet(path: Path, raw: BinaryIO, field: str) -> Iterator[str]:

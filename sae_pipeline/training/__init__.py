@@ -4,6 +4,6 @@ from sae_pipeline.training.audit import audit_frame
 from sae_pipeline.training.held_out import HeldOut, measure
 from sae_pipeline.training.loop import train
 from sae_pipeline.training.run import Member, Outcome
-from sae_pipeline.training.schedule import l1_weight, learning_rate
+from sae_pipeline.training.schedule import learning_rate
 
-__all__ = ["HeldOut", "Member", "Outcome", "audit_frame", "l1_weight", "learning_rate", "measure", "train"]
+__all__ = ["HeldOut", "Member", "Outcome", "audit_frame", "learning_rate", "measure", "train"]

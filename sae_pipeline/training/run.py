@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sae_pipeline.autoencoders import Autoencoder, config_of, initialise, recipe_of
+from sae_pipeline.autoencoders import Autoencoder, config_of, initialise, recipe_of, settings_of
 from sae_pipeline.dataset import Normaliser, Statistics
 from sae_pipeline.kernels import Objective, Optimiser, Parameters, TrainState, train_step
 from sae_pipeline.store import Draft, PipelineError
@@ -18,7 +18,9 @@ from sae_pipeline.study import AutoencoderSpec
 from sae_pipeline.training import checkpoint
 from sae_pipeline.training.held_out import measure
 from sae_pipeline.training.log import Log, is_logged
-from sae_pipeline.training.schedule import l1_weight, learning_rate
+from sae_pipeline.training.resample import resample
+from sae_pipeline.training.schedule import learning_rate
+from sae_pipeline.training.target import SparsityWeight
 
 LOG, DONE = "training.parquet", "training.json"
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run counts as diverged
@@ -66,12 +68,9 @@ class Outcome:
 
 def check(spec: AutoencoderSpec) -> None:
     """Refuse a spec that cannot be trained; PipelineError saying what to change."""
-    recipe = recipe_of(spec.recipe)
-    if getattr(spec, recipe.needs) is None:
-        raise PipelineError(f"autoencoder {spec.key}: recipe {spec.recipe!r} needs a value for {recipe.needs}")
+    settings_of(spec, d=1)
     if spec.steps < 1:
         raise PipelineError(f"autoencoder {spec.key}: {spec.tokens} tokens do not fill one batch of {spec.batch}")
-    recipe.activation(config_of(spec, d=1))
 
 
 class Run:
@@ -81,14 +80,19 @@ class Run:
         check(member.spec)
         self.spec, self.draft, self.normaliser = member.spec, member.draft, data.normaliser
         self.threads = threads  # of its arithmetic: they can change its bits, so a resumed run keeps those it had
-        self.step, self.skipped_steps, self.bad_steps, self.train_s = 0, 0, 0, 0.0
+        self.step, self.skipped_steps, self.bad_steps, self.resampled, self.train_s = 0, 0, 0, 0, 0.0
         self.status: Status = "running"
         self.error: str | None = None
         self.figures: dict[str, Any] = {}
+        self.recipe = recipe_of(self.spec.recipe)
         self.optimiser = Optimiser(self.spec.adam_betas, self.spec.adam_eps, self.spec.ema, self.spec.grad_clip)
         self.objective = _objective(self.spec, data)
-        start = initialise(self.spec, data.normaliser, torch.from_numpy(data.statistics.geometric_median))
-        self.state = TrainState.start(start.to(device).parameters, average=self.spec.ema is not None)
+        median_d = torch.from_numpy(data.statistics.geometric_median)
+        start = initialise(self.spec, data.normaliser, median_d, loss_scale=self.objective.loss_scale)
+        self.first_extra = start.extra
+        self.resample_steps = {max(1, round(share * self.spec.steps)) for share in self.spec.resample or ()}
+        self.state = TrainState.start(start.map(lambda t: t.to(device)), average=self.spec.ema is not None)
+        self.l1 = SparsityWeight(self.spec, device)
         self.log = Log(torch.zeros(5, dtype=torch.float64, device=device))
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._resume()
@@ -102,7 +106,9 @@ class Run:
         """Train on the batch of step `self.step`; `waited_s` is how long it took to come."""
         started = time.perf_counter()
         lr = learning_rate(self.spec, self.step)
-        losses = train_step(self.state, x_bd, self.objective, self.optimiser, lr=lr, l1=l1_weight(self.spec, self.step))
+        losses = train_step(self.state, x_bd, self.objective, self.optimiser, lr=lr, l1=self.l1.at(self.step))
+        if losses is not None:
+            self.l1.observe(self.step, losses.l0)
         self.step += 1
         self.log.tick(len(x_bd), waited_s)
         if losses is None:
@@ -110,6 +116,9 @@ class Run:
         else:
             self.bad_steps = 0
             self.log.add(losses)
+        if self.step in self.resample_steps:
+            seed = self.spec.seed * self.spec.steps + self.step
+            self.resampled += resample(self.state, x_bd, self.objective, self.optimiser, self.first_extra, seed)
         if self.bad_steps >= MAX_BAD_STEPS:
             self._diverge(f"{MAX_BAD_STEPS} steps in a row were not finite")
         elif is_logged(self.step, self.spec.steps):
@@ -124,9 +133,9 @@ class Run:
     def save(self) -> None:
         """Checkpoint, unless the one on disk is of this step."""
         if self._saved_step != self.step:
-            names = ("step", "skipped_steps", "bad_steps", "train_s", "threads")
+            names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
             record = {name: getattr(self, name) for name in names}
-            record |= {"updates": self.state.updates, "rows": self.log.rows}
+            record |= {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
             checkpoint.write(self.draft, self._tensors(), record)
             self._saved_step = self.step
         self._saved_at = time.monotonic()
@@ -138,7 +147,9 @@ class Run:
         `nmse_last` are the held-out figures of the saved and of the last weights.
         """
         last = self.state.params
-        saved = self.state.averaged(self.spec.ema) if self.spec.ema is not None else last
+        saved = last
+        if self.spec.ema is not None:
+            saved = self.state.averaged(self.spec.ema, unit_rows=self.recipe.unit_rows)
         self.figures = self._figures(saved, last, held_out_xd)
         for name, data in self._autoencoder(saved, self.figures).to_files().items():
             self.draft.write_bytes(name, data)
@@ -159,6 +170,8 @@ class Run:
             "tokens": self.tokens,
             "skipped_steps": self.skipped_steps,
             "train_s": self.train_s,
+            "l1": self.l1.value,
+            "resampled": self.resampled,
             "train": {name: self.log.rows[-1][name] for name in ("nmse", "l0", "dead")},
         }
         if held_out_xd is not None:
@@ -177,7 +190,8 @@ class Run:
             "threads": self.threads,
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
-        return Autoencoder(config_of(self.spec, self.normaliser.d), parameters, self.normaliser, provenance)
+        config = config_of(self.spec, self.normaliser.d)
+        return Autoencoder(config, self.recipe.fold(parameters), self.normaliser, provenance)
 
     def _write_row(self, lr: float) -> None:
         dead = float(self.state.fired.dead(self.spec.dead_after_tokens).double().mean())
@@ -196,7 +210,7 @@ class Run:
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        return self.state.tensors() | {"log_sums": self.log.sums}
+        return self.state.tensors() | {"log_sums": self.log.sums, "l0_sum": self.l1.l0_sum}
 
     def _resume(self) -> None:
         if self.draft.exists(DONE):
@@ -206,6 +220,7 @@ class Run:
         elif self.draft.exists(checkpoint.NAME):
             record = checkpoint.read(self.draft, self._tensors())
             self.state.updates, self.log.rows = record.pop("updates"), record.pop("rows")
+            self.l1.value = record.pop("l1")
             for name, value in record.items():
                 setattr(self, name, value)
             self._saved_step = self.step
@@ -215,5 +230,13 @@ def _objective(spec: AutoencoderSpec, data: TrainingData) -> Objective:
     variance = data.statistics.total_variance
     if not (math.isfinite(variance) and variance > 0):
         raise PipelineError(f"the dataset's total variance is {variance}: its rows do not vary, nothing can be learned")
-    activation = recipe_of(spec.recipe).activation(config_of(spec, data.normaliser.d))
-    return Objective(activation, 1.0 / variance, spec.auxk_k or 0, spec.auxk_alpha, spec.dead_after_tokens)
+    recipe, settings = recipe_of(spec.recipe), settings_of(spec, data.normaliser.d)
+    return Objective(
+        recipe.activation(settings) if recipe.activation else None,
+        1.0 / variance,
+        spec.auxk_k or 0,
+        spec.auxk_alpha,
+        spec.dead_after_tokens,
+        recipe.forward(settings) if recipe.forward else None,
+        recipe.unit_rows,
+    )

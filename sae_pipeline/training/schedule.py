@@ -1,4 +1,4 @@
-"""Learning rate and L1 weight as functions of the step."""
+"""The learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,3 @@ def learning_rate(spec: AutoencoderSpec, step: int) -> float:
     decay_steps = spec.decay_last * spec.steps
     decay = (spec.steps - step) / decay_steps if decay_steps else 1.0
     return spec.lr * min(1.0, warm, decay)
-
-
-def l1_weight(spec: AutoencoderSpec, step: int) -> float:
-    """Weight of the L1 term at `step`: 0 without one, else linear from 0 over the first `l1_warmup` of the steps."""
-    if spec.l1 is None:
-        return 0.0
-    warmup_steps = spec.l1_warmup * spec.steps
-    return spec.l1 * (min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_pipeline.autoencoders import RECIPES, Autoencoder, AutoencoderConfig, Codes, initialise
+from sae_pipeline.autoencoders import Autoencoder, AutoencoderConfig, Codes, config_of, initialise, settings_of
 from sae_pipeline.dataset import Normaliser
 from sae_pipeline.kernels import Parameters
 from sae_pipeline.store import Damaged, Draft, NewerFormat, PipelineError, artefact
@@ -14,7 +14,8 @@ D, N = 16, 50
 
 
 def spec(**kwargs):
-    return SimpleNamespace(**({"recipe": "topk", "n": N, "k": 4, "seed": 0, "init": "tied"} | kwargs))
+    settings = {"key": "x", "recipe": "topk", "n": N, "k": 4, "l1": 0.1, "prefixes": None, "options": None}
+    return SimpleNamespace(**(settings | {"seed": 0, "init": "tied"} | kwargs))
 
 
 def make(recipe="topk", k=4, seed=3):
@@ -79,6 +80,7 @@ def test_initialisation_follows_the_paper():
     torch.testing.assert_close(ae.W_dec.norm(dim=1), torch.ones(400))
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(ae.W_enc, ae.W_dec), torch.ones(400))
     unit = torch.nn.functional.normalize(rows(4000), dim=1)
+    ae = Autoencoder(config_of(spec(n=400), D), ae, Normaliser("none", D))
     shift = (ae.decode(ae.encode(unit + ae.b_pre)) - ae.b_pre).norm(dim=1)
     assert float(shift.mean()) == pytest.approx(1.0, abs=0.05)
     relu = initialise(spec(recipe="relu", k=None, n=400), Normaliser("none", D), median)
@@ -121,7 +123,7 @@ def edit(folder, change):
         (lambda c: c.update(version=2), NewerFormat, "upgrade"),
         (lambda c: c.update(format="other"), PipelineError, "not the configuration"),
         (lambda c: c["autoencoder"].update(n=N + 1), PipelineError, r"asks for .*\(51, 16\)"),
-        (lambda c: c["autoencoder"].update(recipe="gated"), PipelineError, "'gated' is unknown"),
+        (lambda c: c["autoencoder"].update(recipe="ghost"), PipelineError, "'ghost' is unknown"),
         (lambda c: c["autoencoder"].update(surprise=1), PipelineError, "missing or unknown.*surprise"),
         (lambda c: c.pop("normaliser"), PipelineError, "missing or unknown.*normaliser"),
     ],
@@ -164,7 +166,11 @@ def test_a_published_file_is_compared_with_what_was_published(tmp_path, monkeypa
         Autoencoder.load(tmp_path / "a")
 
 
-def test_registry_has_the_recipes_of_this_version():
-    assert set(RECIPES) == {"topk", "relu"}
+def test_settings_that_a_recipe_cannot_be_trained_with_are_refused():
     with pytest.raises(PipelineError, match="between 1 and n = 50"):
-        RECIPES["topk"].activation(AutoencoderConfig("topk", N, D, 51))
+        settings_of(spec(k=51), D)
+    with pytest.raises(PipelineError, match="'matryoshka' needs a value for prefixes"):
+        settings_of(spec(recipe="matryoshka"), D)
+    for prefixes in ((10, 20), (20, 10, N), (0, N)):
+        with pytest.raises(PipelineError, match="must rise and end with n = 50"):
+            settings_of(spec(recipe="matryoshka", prefixes=prefixes), D)

@@ -38,7 +38,7 @@ def _loss(state, x, objective, l1, frozen_error=None):
 def test_reference_gradient_equals_finite_differences(name, objective, l1):
     state, x = make_state(silent=12), make_batch(0)
     p = state.params
-    losses, gradients = reference.losses_and_gradients(state, x, objective, l1)
+    losses, (gradients, _) = reference.losses_and_gradients(state, x, objective, l1)
     error = x - objective.activation(reference.pre_activations(p, x)) @ p.W_dec - p.b_pre
     frozen = error if float(losses.auxk) else None
     assert (frozen is not None) == (objective.auxk_k > 0)
@@ -60,7 +60,7 @@ def test_reference_gradient_equals_finite_differences(name, objective, l1):
 def test_topk_gradient_equals_the_closed_form_of_the_paper():
     state, x = make_state(), make_batch(0)
     objective = topk_objective(auxk_k=0)
-    _, gradients = reference.losses_and_gradients(state, x, objective, 0.0)
+    _, (gradients, _) = reference.losses_and_gradients(state, x, objective, 0.0)
     p, scale = state.params, objective.loss_scale
     pre = (x - p.b_pre) @ p.W_enc.T + p.b_enc
     values, indices = pre.topk(4)
@@ -74,9 +74,9 @@ def test_topk_gradient_equals_the_closed_form_of_the_paper():
 
 def test_auxk_reaches_encoder_and_decoder_of_the_dead_and_nothing_of_the_living():
     state, x = make_state(silent=12), make_batch(0)
-    _, without = reference.losses_and_gradients(state, x, topk_objective(auxk_k=0), 0.0)
+    _, (without, _) = reference.losses_and_gradients(state, x, topk_objective(auxk_k=0), 0.0)
     state = make_state(silent=12)
-    losses, with_aux = reference.losses_and_gradients(state, x, topk_objective(), 0.0)
+    losses, (with_aux, _) = reference.losses_and_gradients(state, x, topk_objective(), 0.0)
     dead = state.fired.dead(B)
     assert 0 < int(dead.sum()) < len(dead) and float(losses.auxk) > 0
     for name in ("W_enc", "b_enc", "W_dec"):
@@ -91,7 +91,7 @@ def test_auxk_of_a_constant_error_is_dropped_without_touching_the_gradient():
     state = make_state(silent=40, average=False)
     state.params.b_enc.fill_(-100.0)  # nothing fires: the error of equal rows is the same vector, its variation 0
     x = torch.ones(B, 12, dtype=torch.float64)
-    losses, gradients = reference.losses_and_gradients(state, x, topk_objective(), 0.0)
+    losses, (gradients, _) = reference.losses_and_gradients(state, x, topk_objective(), 0.0)
     assert bool(state.fired.dead(B).all()) and float(losses.auxk) == 0.0
     assert auxk_gradient(state.params, x - state.params.b_pre, x, torch.arange(40), 3, 1.0)[1] is None
     assert all(bool(g.isfinite().all()) for g in gradients.named().values())

@@ -80,7 +80,10 @@ def test_decoder_rows_stay_unit_and_their_gradient_tangent():
         patch.setattr(
             cpu,
             "update_rows",
-            lambda s, name, rows, g, *rest: (blocks.append((name, rows, g.clone())), update(s, name, rows, g, *rest)),
+            lambda s, name, rows, g, *rest, **unit: (
+                blocks.append((name, rows, g.clone())),
+                update(s, name, rows, g, *rest, **unit),
+            ),
         )
         unit = state.params.W_dec.clone()
         train_step(state, make_batch(99, torch.float32), objective, make_optimiser(), lr=1e-2)

@@ -143,8 +143,7 @@ def test_keys_are_known_without_a_model():
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("autoencoders.grids.1={recipe: jumprelu, n: 256, l1: 0.1}", "recipe 'jumprelu'"),
-        ("autoencoders.grids.1={recipe: relu, n: 256, target_l0: 8}", "target_l0"),
+        ("autoencoders.grids.1={recipe: ghost, n: 256, l1: 0.1}", "recipe 'ghost'"),
         ("activations.retain={window: 4GB}", "activations.retain"),
         ("evaluation.metrics={reconstruction: {}, probes: {}}", "metric 'probes'"),
         ("evaluation.controls=[gaussian_cov]", "evaluation.controls"),

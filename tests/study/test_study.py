@@ -60,7 +60,7 @@ def test_no_count(text):
         ("corpora.7.name=x", "not an index below 1"),
         ("sites.gpt2.2.resid_post={}", "not the subject's"),
         ("evaluation.metrics={density: {}}", "reconstruction must be among them"),
-        ("autoencoders.grids.0.l1=[0.1]", "exactly one of k, l1 and target_l0"),
+        ("autoencoders.grids.0.target_l0=[4]", "give it without k and l1"),
         ("autoencoders.grids.0.sites=[mlp_out]", "none of the study's"),
         ("study=a/b", "letters, digits"),
         ("seed=-1", "greater than or equal to 0"),

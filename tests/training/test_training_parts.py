@@ -1,11 +1,16 @@
+import math
+
 import pytest
 import torch
 from training_doubles import make_spec
 
 from sae_pipeline.kernels import Losses
 from sae_pipeline.store import NewerFormat, PipelineError
-from sae_pipeline.training import checkpoint, l1_weight, learning_rate
+from sae_pipeline.training import checkpoint, learning_rate
 from sae_pipeline.training.log import Log, is_logged
+from sae_pipeline.training.target import SparsityWeight
+
+CPU = torch.device("cpu")
 
 
 def test_learning_rate_warms_up_holds_and_decays_to_zero():
@@ -17,12 +22,33 @@ def test_learning_rate_warms_up_holds_and_decays_to_zero():
     assert {learning_rate(flat, step) for step in range(flat.steps)} == {0.5}
 
 
-def test_l1_weight_warms_up():
+def test_the_penalty_warms_up():
     spec = make_spec(recipe="relu", k=None, l1=2.0, l1_warmup=0.1, tokens=128 * 100)
-    weights = [l1_weight(spec, step) for step in range(100)]
+    weight = SparsityWeight(spec, CPU)
+    weights = [weight.at(step) for step in range(100)]
     assert weights[:3] == pytest.approx([0.2, 0.4, 0.6]) and set(weights[9:]) == {2.0}
-    assert l1_weight(make_spec(), 5) == 0.0
-    assert l1_weight(make_spec(recipe="relu", k=None, l1=2.0, l1_warmup=0.0), 0) == 2.0
+    assert SparsityWeight(make_spec(), CPU).at(5) == 0.0
+    assert SparsityWeight(make_spec(recipe="relu", k=None, l1=2.0, l1_warmup=0.0), CPU).at(0) == 2.0
+    weight.observe(50, torch.tensor(99.0))
+    assert weight.value == 2.0  # without a target nothing moves
+
+
+def test_the_penalty_follows_l0_to_its_target_after_the_warm_up():
+    spec = make_spec(recipe="relu", k=None, target_l0=5.0, l1_warmup=0.1, tokens=128 * 100)
+    weight = SparsityWeight(spec, CPU)
+    first = weight.value
+    for step in range(10):
+        weight.observe(step, torch.tensor(50.0))
+    assert weight.value == first > 0
+    for step in range(10, 20):
+        weight.observe(step, torch.tensor(6.0))
+    assert weight.value == pytest.approx(first * math.exp(10 / 100 * 10 * 0.2))
+    for step in range(20, 30):
+        weight.observe(step, torch.tensor(5.0))
+    assert weight.value == pytest.approx(first * math.exp(0.2))
+    for step in range(30, 40):
+        weight.observe(step, torch.tensor(500.0))
+    assert weight.value == pytest.approx(first * math.exp(1.2))  # at most as if L0 were twice the target
 
 
 def test_logged_steps_are_dense_at_first_then_regular():

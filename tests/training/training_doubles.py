@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import torch
 
 from sae_pipeline.dataset import Batch, Normaliser, geometric_median
+from sae_pipeline.dataset.planted import planted_rows
 from sae_pipeline.study import AutoencoderSpec
 
 
@@ -27,14 +28,10 @@ class Rows:
             yield Batch(step, x_bd * float("nan") if step in self.batch_of_nan else x_bd)
 
 
-def planted(m=20_000, d=32, features=48, active=3, seed=31):
-    """Sparse combinations of random unit directions plus a little noise; the seed is not one weights are drawn from."""
-    g = torch.Generator().manual_seed(seed)
-    dictionary_fd = torch.nn.functional.normalize(torch.randn(features, d, generator=g), dim=1)
-    chosen = torch.rand(m, features, generator=g).topk(active, dim=1).indices
-    strength = 0.5 + torch.rand(m, active, 1, generator=g)
-    rows = (strength * dictionary_fd[chosen]).sum(1) + 0.02 * torch.randn(m, d, generator=g)
-    return rows, dictionary_fd
+def planted(m=20_000, *, features=48, draw=0):
+    """Rows and their dictionary; the seed is not one weights are drawn from."""
+    world = planted_rows(m, 32, features=features, active=3, seed=31, draw=draw)
+    return world.rows_md, world.dictionary_fd
 
 
 def make_spec(**kwargs):
