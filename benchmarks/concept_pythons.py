@@ -1,8 +1,7 @@
 """Whether other Pythons find the same concepts: the oracle snippets and files of the standard library, on each of them.
 
-Run `python benchmarks/concept_pythons.py FOLDER...`. Each folder holds `node_modules/pyodide`, a CPython for
-WebAssembly that Node runs without a network; pyodide 0.27 is Python 3.12, 0.29 is Python 3.13. Writes
-results/concept_pythons.json. Without a folder nothing is done.
+Run `python benchmarks/concept_pythons.py python3.12 python3.13`: other interpreters, by name or path, that need nothing
+installed. Writes results/concept_pythons.json. Without any, nothing is done.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FILES, SEED = 200, 0
 CHECK = """
 import hashlib, json, platform, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1] if len(sys.argv) > 1 else "/given")
+sys.path.insert(0, sys.argv[1])
 from concept_snippets import SNIPPETS, unmarked
 from sae_pipeline.embedded.concepts.spans import UnparsableSource, concept_spans
 
@@ -42,20 +41,12 @@ def digest(text):
 
 texts = json.loads((Path(sys.path[0]) / "texts.json").read_text())
 disagreeing = [[c, s] for c, snippets in SNIPPETS.items() for s in snippets if not agrees(c, s)]
-answer = json.dumps({
+print(json.dumps({
     "python": platform.python_version(),
     "snippets": sum(map(len, SNIPPETS.values())),
     "disagreeing": disagreeing,
     "digests": {name: digest(text) for name, text in texts.items()},
-})
-"""
-
-DRIVER = """
-import { loadPyodide } from "pyodide";
-const pyodide = await loadPyodide();
-pyodide.mountNodeFS("/given", process.argv[2]);
-pyodide.runPython(process.argv[3]);
-console.log(pyodide.globals.get("answer"));
+}))
 """
 
 
@@ -69,20 +60,10 @@ def prepare(folder: Path) -> None:
     (folder / "texts.json").write_text(json.dumps({document.id: document.text for document in documents}))
 
 
-def here(given: Path) -> dict[str, Any]:
-    """The answers of the running interpreter, in a process that has nothing but its standard library."""
-    code = CHECK + "\nprint(answer)"
-    done = subprocess.run([sys.executable, "-I", "-c", code, str(given)], capture_output=True, text=True, check=True)
+def answers(given: Path, python: str) -> dict[str, Any]:
+    """What an interpreter finds, in a process that has nothing but its standard library."""
+    done = subprocess.run([python, "-I", "-c", CHECK, str(given)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def elsewhere(given: Path, pyodide: Path) -> dict[str, Any]:
-    """The answers of a pyodide."""
-    with tempfile.TemporaryDirectory(dir=pyodide) as folder:
-        driver = Path(folder) / "driver.mjs"
-        driver.write_text(DRIVER)
-        done = subprocess.run(["node", str(driver), str(given), CHECK], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def row(answer: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
@@ -100,15 +81,15 @@ def row(answer: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, help="folders that hold node_modules/pyodide")
-    folders = parser.parse_args().folders
-    if not folders:
-        print("concept_pythons: name a folder with node_modules/pyodide; nothing done")
+    parser.add_argument("pythons", nargs="*", help="other interpreters")
+    pythons = parser.parse_args().pythons
+    if not pythons:
+        print("concept_pythons: name other interpreters; nothing done")
         return
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
-        reference = here(Path(name))
-        rows = [row(answer, reference) for answer in (reference, *(elsewhere(Path(name), f) for f in folders))]
+        reference = answers(Path(name), sys.executable)
+        rows = [row(answer, reference) for answer in (reference, *(answers(Path(name), p) for p in pythons))]
     path = CHECKOUT / "benchmarks" / "results" / "concept_pythons.json"
     path.write_text(json.dumps(rows, indent=2) + "\n")
     for found in rows:

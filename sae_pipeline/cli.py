@@ -1,4 +1,4 @@
-"""`sae-pipeline …`: run a study, plan it, ask how it stands and why something is stale, open the UI, clear up."""
+"""`sae-pipeline …`: run a study, plan it, ask how it stands and why something is stale, look into it, clear up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_pipeline.inspecting import inspect
 from sae_pipeline.upkeep import STALE, doctor, gc, status
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     why_command = add("why", why, "Say why something would be made again.", study=False)
     why_command.add_argument("key", help="e.g. tokens, dataset/code.2.resid_post, or an autoencoder's key")
     why_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
+    inspect_command = add("inspect", inspect, "Say what an autoencoder sees in a prompt.", study=False, home=False)
+    inspect_command.add_argument("key", help="an autoencoder's key, e.g. topk-n1024-k8")
+    inspect_command.add_argument("--prompt", required=True, help="the text, e.g. 'def f(x):'")
+    inspect_command.add_argument("--site", default=None, help="where it lies, if the study has several sites")
+    inspect_command.add_argument("--top", type=int, default=5, help="latents listed for each token; default 5")
+    inspect_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
     ui_command = add("ui", ui, "Open the Dagster UI on this machine.")
     ui_command.add_argument("--port", default="3000", help="port on loopback")
     status_command = add("status", status, f"How a study stands. Exit status: 0 all current, {STALE} not.", home=False)

@@ -5,6 +5,7 @@ Every swap is a new autoencoder that shares the tensors it keeps. A threshold th
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ _ROWS_AT_ONCE: Final = 8_192
 
 def with_topk(sae: Autoencoder, k: int) -> Autoencoder:
     """The autoencoder with TopK(k): the k largest π, if positive. PipelineError unless 1 ≤ k ≤ n."""
-    k = check_k("topk", sae.config.n, k)
+    k = check_k("topk", sae.config.n, operator.index(k))
     kept = Parameters(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_pre)
     return _swapped(sae, AutoencoderConfig("topk", sae.config.n, sae.config.d, k), kept, {"k": k})
 

@@ -3,7 +3,8 @@
     python -m sae_pipeline.embedded.family --out DIR [--model NAME …]
 
 trains what is missing in DIR: of each model `model.safetensors`, `config.json`, tokenizer, `card.json` and `card.md`,
-and of each shorter run `DIR/runs/<model>-<steps>.json`; when all are there, `family.json` lists loss against compute.
+and of each shorter run `DIR/runs/<model>-<steps>.json`; when all are there, `family.json` and `family.md` list loss
+against compute.
 Killed and started again it resumes and ends with the same bits, given the same number of threads.
 """
 
@@ -25,6 +26,7 @@ from sae_pipeline.embedded.plan import Plan
 from sae_pipeline.embedded.train import HELD_OUT_CONTEXTS, Text, build, mean_context, prepare
 from sae_pipeline.store import Console, Progress, read_json, reuse_freed_memory, silent, write_json_atomic
 from sae_pipeline.store.atomic import make_dir
+from sae_pipeline.store.atomic import replace as write_text
 from sae_pipeline.tokens.stdlib import stdlib_documents
 
 FAMILY = {
@@ -35,7 +37,7 @@ FAMILY = {
 }
 """Depth and width of a head stay, so that sizes differ in width alone; the Llama is of the middle size."""
 
-SHORTER = {"code-small": (1 / 16, 1 / 4), "code-medium": (1 / 16, 1 / 4), "code-large": (1 / 16,)}
+SHORTER = {"code-small": (1 / 16, 1 / 4), "code-medium": (1 / 4,)}
 """Shares of a model's steps for runs of their own, each with its whole schedule, that are measured and not kept."""
 
 
@@ -80,6 +82,24 @@ def summarise(out_dir: Path) -> dict[str, Any]:
     return {"runs": sorted(runs, key=lambda run: run["training_flops"])}
 
 
+def family_text(summary: dict[str, Any]) -> str:
+    """Loss against compute as Markdown."""
+    lines = [
+        "# The family: loss against compute",
+        "",
+        "Runs of their own, each with its whole schedule, on one text; held-out loss over the same tokens.",
+        "",
+        "| model | parameters | tokens | FLOPs | nats per token | ships |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in summary["runs"]:
+        lines.append(
+            f"| {run['model']} | {run['parameters']:,} | {run['training_tokens']:,} | {run['training_flops']:.2e} "
+            f"| {run['nats_per_token']:.3f} | {'yes' if run['shipped'] else ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of `python -m sae_pipeline.embedded.family`."""
     runs = shorter_plans()
@@ -100,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif name in runs and not (out_dir / "runs" / f"{name}.json").exists():
             measure_run(text, runs[name][1], out_dir / "runs" / f"{name}.json", progress=Console(name))
     try:
-        write_json_atomic(out_dir / "family.json", summarise(out_dir))
+        summary = summarise(out_dir)
+        write_json_atomic(out_dir / "family.json", summary)
+        write_text(out_dir / "family.md", family_text(summary).encode())
     except FileNotFoundError as missing:
         print(f"family.json waits for {missing.filename}", file=sys.stderr)
     return 0

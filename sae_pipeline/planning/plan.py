@@ -132,8 +132,11 @@ def _block_parameters(facts: Facts) -> int:
 
 def training_flops(spec: AutoencoderSpec, d: int) -> float:
     """FLOPs of one training run (paper §6.2): 2nd + 8dk a token where the step is sparse, 12nd where it is dense."""
-    per_token = 2.0 * spec.n * d + 8.0 * d * spec.k if spec.k is not None else 12.0 * spec.n * d
-    return per_token * spec.tokens
+    from sae_pipeline.autoencoders import recipe_of
+
+    if spec.k is not None and recipe_of(spec.recipe).activation is not None:
+        return (2.0 * spec.n * d + 8.0 * d * spec.k) * spec.tokens
+    return 12.0 * spec.n * d * spec.tokens
 
 
 def _gaussian_bytes(d: int) -> int:
@@ -146,7 +149,11 @@ def _autoencoder_bytes(spec: AutoencoderSpec, d: int) -> int:
 
 
 def _code_bytes(spec: AutoencoderSpec, rows: int) -> int:
-    width = min(spec.n, _CODE_WIDTHS * spec.k) if spec.k is not None else round(spec.target_l0 or 16)
+    from sae_pipeline.autoencoders import recipe_of
+
+    width = spec.k or round(spec.target_l0 or 16)
+    if recipe_of(spec.recipe).encoder == "topk":
+        width = min(spec.n, _CODE_WIDTHS * width)
     return _stored(rows, width * (4 + 4) + 3 * 4)
 
 

@@ -55,7 +55,7 @@ def test_one_threshold_and_one_per_latent(kind):
     for threshold in (0.5, each):
         expected = rectified.where(rectified > threshold, 0.0)
         torch.testing.assert_close(latents(sae.with_threshold(threshold), u), expected, rtol=1e-5, atol=1e-5)
-    assert 0 < int((rectified > each).sum()) < int((rectified > 0).sum())
+    assert 0 < int((expected > 0).sum()) < int((rectified > 0).sum())
 
 
 def test_swapping_back_is_the_autoencoder_itself():
@@ -145,3 +145,9 @@ def test_a_swapped_one_is_saved_and_says_what_it_was(kind, change, recipe, recor
 def test_what_cannot_be_is_refused(change, message):
     with pytest.raises(PipelineError, match=message):
         change(make())
+
+
+def test_k_is_a_whole_number_of_any_kind():
+    assert make().with_topk(torch.tensor(3)).config.k == 3
+    with pytest.raises(TypeError):
+        make().with_topk(2.5)

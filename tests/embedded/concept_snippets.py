@@ -57,7 +57,7 @@ SNIPPETS: dict[str, tuple[str, ...]] = {
         "x = f'⟦{ {1: 2}[1] }⟧', f'⟦{d[\"}\"]}⟧', f'⟦{(lambda x: {x: \":\"})(1)}⟧'\n",
         "x = f\"⟦{f'{inner}' + '}'}⟧\"\n",
         "x = f'\\N{BULLET} \\\\⟦{a}⟧', rf'\\N⟦{b}⟧\\⟦{c}⟧', f'é𝒳⟦{d}⟧'\n",
-        "x = f'''⟦{\n  a\n  if'}'else b!r}⟧\n⟦{c:\n}⟧'''\n",
+        "x = f'''⟦{\n  a\n  if'{'else b!r}⟧\n⟦{c:\n}⟧'''\n",
         "x = 'no {f} string', f'nor {{here}}', {a}, b'{b}'\n",
     ),
     "number": (

@@ -153,6 +153,15 @@ def test_the_penalty_suits_the_rows() -> None:
     assert choose_l2(clean[:2], label[:2], document[:2], np.random.default_rng(0)) == L2_GRID[0]
 
 
+def test_the_penalty_is_chosen_on_documents_that_were_not_fitted() -> None:
+    """Features that tell documents apart, whose rows are of one label, help on rows but not on documents."""
+    document = np.repeat(np.arange(60), 10)
+    label = (document % 2).astype(bool)
+    told_apart = np.eye(60)[document]
+    assert choose_l2(told_apart, label, document, np.random.default_rng(0)) == L2_GRID[0]
+    assert choose_l2(told_apart, label, np.arange(600), np.random.default_rng(0)) == L2_GRID[-1]
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 4.0]), st.booleans()), min_size=2))
 def test_scores_are_those_of_plain_loops(rows: list[tuple[float, bool]]) -> None:

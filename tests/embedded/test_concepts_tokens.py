@@ -198,9 +198,10 @@ def test_input_that_gives_no_probe_set_is_refused(documents: list[Document], tok
 
 
 def test_contexts_are_chosen_to_cover_concepts() -> None:
-    holds_kc = np.zeros((3, 6), bool)
+    holds_kc = np.zeros((5, 6), bool)
     holds_kc[0, :] = True
     holds_kc[1, 4] = holds_kc[2, 1] = True
+    holds_kc[3:, [0, 2]] = True  # one of the two is enough
     for seed in range(5):
         chosen = choose_contexts(holds_kc, 3, np.random.default_rng(seed))
         assert {1, 4} < set(chosen.tolist()) and chosen.size == 3 and (np.diff(chosen) > 0).all()

@@ -229,4 +229,5 @@ def test_the_family_is_trained_piece_by_piece_and_summed_up_when_whole(
         ("two", 24 * 128, True),
     ]
     assert all(4 < run["nats_per_token"] < 6 for run in runs)
+    assert (tmp_path / "family.md").read_text().count("| yes |") == 2
     assert not list(tmp_path.rglob("*work*"))

@@ -17,7 +17,7 @@ Placed = ast.expr | ast.stmt | ast.arg | ast.keyword | ast.alias | ast.excepthan
 """Nodes that know where they stand."""
 
 _WITH_FIELDS = tuple(getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name))
-_LEFT_OUT = (ast.expr_context, ast.operator, ast.cmpop, *_WITH_FIELDS)
+_LEFT_OUT = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop, *_WITH_FIELDS)
 
 
 class Fragment:

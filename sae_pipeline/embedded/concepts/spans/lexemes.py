@@ -68,7 +68,7 @@ def lexemes_of(text: str, lines: Lines) -> list[Lexeme]:
 
 
 def _joined(pieces: Iterable[Lexeme]) -> Iterator[Lexeme]:
-    """Identifiers whole, where the tokenizer breaks them at odd letters."""
+    """Identifiers whole, where Python 3.11's tokenizer breaks them at odd letters."""
     before: Lexeme | None = None
     for piece in pieces:
         if piece.kind == _ODD and piece.text.isspace():
