@@ -37,7 +37,7 @@ def card_text(card: dict[str, Any]) -> str:
         "## Training",
         f"{size['training_tokens']:,} tokens ({size['training_tokens'] / size['stream_tokens']:.2f} passes over "
         f"{size['stream_tokens']:,}), {size['training_flops']:.2e} FLOPs, contexts of {plan['short_context']} "
-        f"and, for the last {100 * plan['long_share']:.0f} % of the steps, {plan['n_positions']} tokens.",
+        f"and, for the last {100 * _long_share(plan):.0f} % of the steps, {plan['n_positions']} tokens.",
         "",
         "## Held-out loss",
         f"Over {loss['tokens']:,} tokens in contexts of {loss['context']}:",
@@ -59,6 +59,11 @@ def card_text(card: dict[str, Any]) -> str:
     for text in card["samples"]:
         lines += ["", "````python", text.rstrip(), "````"]
     return "\n".join(lines) + "\n"
+
+
+def _long_share(plan: dict[str, Any]) -> float:
+    polish = plan["polish_steps"]
+    return float((plan["long_share"] * plan["steps"] + polish) / (plan["steps"] + polish))
 
 
 def _around(values: list[float], position: int) -> float:

@@ -30,10 +30,10 @@ from sae_pipeline.store.atomic import replace as write_text
 from sae_pipeline.tokens.stdlib import stdlib_documents
 
 FAMILY = {
-    "code-small": Plan(steps=8_000, d_model=64, n_heads=2, lr=6e-3),
-    "code-medium": Plan(steps=8_000, d_model=128, n_heads=4, lr=4e-3),
-    "code-llama": Plan(steps=8_000, architecture="llama", d_model=128, n_heads=4, lr=4e-3),
-    "code-large": Plan(steps=10_000, d_model=256, n_heads=8, lr=2e-3),
+    "code-small": Plan(steps=8_000, polish_steps=2_000, d_model=64, n_heads=2, lr=6e-3),
+    "code-medium": Plan(steps=8_000, polish_steps=2_000, d_model=128, n_heads=4, lr=4e-3),
+    "code-llama": Plan(steps=8_000, polish_steps=2_000, architecture="llama", d_model=128, n_heads=4, lr=4e-3),
+    "code-large": Plan(steps=10_000, polish_steps=3_000, d_model=256, n_heads=8, lr=2e-3),
 }
 """Depth and width of a head stay, so that sizes differ in width alone; the Llama is of the middle size."""
 
@@ -43,12 +43,12 @@ SHORTER = {"code-small": (1 / 16, 1 / 4), "code-medium": (1 / 4,)}
 
 def shorter_plans() -> dict[str, tuple[str, Plan]]:
     """The runs that are only measured: file name, and whose shorter sibling with which plan."""
-    plans = (
-        (name, replace(FAMILY[name], steps=round(FAMILY[name].steps * share)))
-        for name, shares in SHORTER.items()
-        for share in shares
-    )
+    plans = ((name, _shortened(FAMILY[name], share)) for name, shares in SHORTER.items() for share in shares)
     return {f"{name}-{plan.steps}": (name, plan) for name, plan in plans}
+
+
+def _shortened(plan: Plan, share: float) -> Plan:
+    return replace(plan, steps=round(plan.steps * share), polish_steps=round(plan.polish_steps * share))
 
 
 def measure_run(text: Text, plan: Plan, out_path: Path, *, progress: Progress = silent) -> dict[str, Any]:

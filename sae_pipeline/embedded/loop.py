@@ -106,7 +106,7 @@ def train_model(
     identity = {"plan": plan.to_json(), "corpus": fingerprint, "threads": torch.get_num_threads()}
     first = _restore(out_dir / CHECKPOINT, model, optimiser, identity)
     saved_at = time.monotonic()
-    for step in range(first, plan.steps):
+    for step in range(first, plan.all_steps):
         if step == stop_after:
             _save(out_dir / CHECKPOINT, model, optimiser, identity, step)
             return None
@@ -114,10 +114,8 @@ def train_model(
             _save(out_dir / CHECKPOINT, model, optimiser, identity, step)
             saved_at = time.monotonic()
         loss = _step(model, optimiser, plan, torch.from_numpy(batch_at(stream, plan, step)), step)
-        progress.update(
-            (step + 1) * plan.batch_tokens, plan.steps * plan.batch_tokens, "tokens", step=step + 1, loss=loss
-        )
-    _save(out_dir / CHECKPOINT, model, optimiser, identity, plan.steps)
+        progress.update((step + 1) * plan.batch_tokens, plan.tokens, "tokens", step=step + 1, loss=loss)
+    _save(out_dir / CHECKPOINT, model, optimiser, identity, plan.all_steps)
     return model.eval()
 
 

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that determines the weights, besides the corpus and the machine."""
+    """Everything that determines the weights, besides the corpus and the machine.
+
+    `steps` with one schedule, their last `long_share` at full context; then `polish_steps` at full context, from
+    `polish_lr_share * lr` down to 0, for the late positions that the end of the first schedule hardly moved.
+    """
 
     steps: int
     architecture: Literal["gpt2", "llama"] = "gpt2"
@@ -24,6 +28,8 @@ class Plan:
     n_positions: int = 512
     short_context: int = 128
     long_share: float = 0.2
+    polish_steps: int = 0
+    polish_lr_share: float = 0.5
     batch_tokens: int = 1024
     lr: float = 4e-3
     warmup_steps: int = 100
@@ -45,7 +51,12 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Training tokens of the whole run."""
-        return self.steps * self.batch_tokens
+        return self.all_steps * self.batch_tokens
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of both schedules."""
+        return self.steps + self.polish_steps
 
     @property
     def first_long_step(self) -> int:
@@ -57,7 +68,9 @@ class Plan:
         return self.short_context if step < self.first_long_step else self.n_positions
 
     def lr_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine from `lr` down to `final_lr_share * lr`."""
+        """Linear warm-up, then a cosine from `lr` down to `final_lr_share * lr`; then the polish, linear to 0."""
+        if step >= self.steps:
+            return self.lr * self.polish_lr_share * (self.all_steps - step) / self.polish_steps
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)

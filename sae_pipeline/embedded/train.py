@@ -106,8 +106,8 @@ def build(
 
 def mean_context(plan: Plan) -> float:
     """Tokens per context, averaged over the steps."""
-    long_steps = plan.steps - plan.first_long_step
-    return (plan.first_long_step * plan.short_context + long_steps * plan.n_positions) / plan.steps
+    long_steps = plan.all_steps - plan.first_long_step
+    return (plan.first_long_step * plan.short_context + long_steps * plan.n_positions) / plan.all_steps
 
 
 def _sizes(model: Any, plan: Plan, text: Text) -> dict[str, Any]:

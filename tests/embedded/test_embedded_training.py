@@ -35,6 +35,7 @@ TINY = Plan(
     short_context=16,
     batch_tokens=128,
     warmup_steps=4,
+    polish_steps=6,
 )
 LLAMA = replace(TINY, architecture="llama")
 STREAM = np.random.default_rng(0).integers(TINY.vocab_size, size=4000)
@@ -74,8 +75,8 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_bits(
 ) -> None:
     plan, out_dir, card = made
     again_dir = tmp_path / "tiny"
-    # Once within each part of the run: before and after the contexts grow.
-    for step in (7, 21):
+    # Once within each part of the run: before and after the contexts grow, and in the polish.
+    for step in (7, 21, 26):
         assert build(text, plan, again_dir, stop_after=step) is None
     assert build(text, plan, again_dir, max_held_out_contexts=20) == card
     for name in ("model.safetensors", "tokenizer.json", "config.json", "card.json", "card.md"):
@@ -126,7 +127,7 @@ def test_training_learns_what_bigrams_know(tmp_path: Path) -> None:
     for noise, other in zip(generator.random(20_000) < 0.1, generator.integers(50, size=20_000), strict=True):
         stream.append(int(other if noise else follower[stream[-1]]))
     ids = np.asarray(stream)
-    plan = replace(TINY, steps=150, vocab_size=50, d_model=32, lr=1e-2)
+    plan = replace(TINY, steps=150, polish_steps=0, vocab_size=50, d_model=32, lr=1e-2)
     model = loop.train_model(plan, ids[:16_000], tmp_path, fingerprint="")
     found = held_out_loss(model, [ids[16_000:]], context=32, max_contexts=50)["nats_per_token"]
     unigram, bigram = (NGram(ids[:16_000], 50, order=order).nats_per_token([ids[16_000:]]) for order in (1, 2))
@@ -202,6 +203,18 @@ def test_flops_are_those_of_the_matrix_products(plan: Plan) -> None:
     assert training_flops(loop.new_model(plan), 10, 32) == 10 * (6 * products + 3 * layers * attention)
 
 
+def test_the_polish_runs_at_full_context_from_its_own_rate_to_zero() -> None:
+    plan = replace(TINY, steps=100, warmup_steps=10, lr=1.0, polish_steps=10, polish_lr_share=0.5)
+    assert plan.tokens == 110 * plan.batch_tokens
+    assert plan.lr_at(99) == pytest.approx(plan.final_lr_share, abs=0.01)
+    assert [plan.lr_at(step) for step in (100, 105, 109)] == pytest.approx([0.5, 0.25, 0.05])
+    assert {plan.context(step) for step in range(80, 110)} == {plan.n_positions}
+    # The polish takes up the order of the text where the first schedule left it.
+    stream = np.arange(100_000)
+    starts = np.concatenate([batch_at(stream, plan, step)[:, 0] for step in range(80, 110)])
+    assert len(set(starts.tolist())) == starts.size
+
+
 def test_plans_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="must be a multiple of n_positions"):
         replace(TINY, batch_tokens=100)
@@ -224,9 +237,9 @@ def test_the_family_is_trained_piece_by_piece_and_summed_up_when_whole(
     assert (tmp_path / "one" / "card.json").stat().st_mtime_ns == kept
     runs = read_json(tmp_path / "family.json")["runs"]
     assert [(run["model"], run["training_tokens"], run["shipped"]) for run in runs] == [
-        ("two", 6 * 128, False),
-        ("one", 24 * 128, True),
-        ("two", 24 * 128, True),
+        ("two", 8 * 128, False),
+        ("one", 30 * 128, True),
+        ("two", 30 * 128, True),
     ]
     assert all(4 < run["nats_per_token"] < 6 for run in runs)
     assert (tmp_path / "family.md").read_text().count("| yes |") == 2
