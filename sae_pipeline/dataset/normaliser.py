@@ -50,6 +50,11 @@ class Normaliser:
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise PipelineError(f"normaliser {self.name}: factor {self.factor} must be positive; are all rows zero?")
 
+    @property
+    def per_token(self) -> bool:
+        """Whether each token has a mean and a norm of its own."""
+        return self.name in PER_TOKEN
+
     @classmethod
     def fit(cls, name: str, d: int, *, mean_norm: float, mean_square_norm: float) -> Normaliser:
         """The normaliser of that name for rows of width d with E‖x‖ = `mean_norm` and E‖x‖² = `mean_square_norm`."""
@@ -68,7 +73,7 @@ class Normaliser:
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Scale]:
         """Rows (..., d) in float32 to normalised rows of the same shape and what it takes to undo it."""
-        if self.name in ONE_SCALAR:
+        if not self.per_token:
             scale = Scale(x.new_zeros(1), x.new_full((1,), 1 / self.factor))
             scale = Scale(*(part.expand(*x.shape[:-1], 1) for part in scale))
             return (x if self.factor == 1 else x * self.factor), scale

@@ -113,7 +113,7 @@ def _spec(
     if k is not None and k > n:
         raise PipelineError(f"autoencoder {key}: k = {k} exceeds n = {n}; lower k or raise n")
     _check_lengths(key, settings, window)
-    auxk = settings.auxk if k is not None else None
+    auxk = settings.auxk if k is not None and grid.auxk != "off" else None
     return AutoencoderSpec(
         key=key,
         recipe=grid.recipe,

@@ -182,7 +182,7 @@ class Grid(Part):
     schedule: Schedule | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     init: Literal["tied", "independent"] | None = None
-    auxk: AuxK | None = None
+    auxk: AuxK | Literal["off"] | None = None
     dead_after_tokens: Count | None = None
     resample: Ratios | None = None
 

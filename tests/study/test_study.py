@@ -49,6 +49,15 @@ def test_no_count(text):
         parse_count(text)
 
 
+def test_a_grid_can_switch_auxk_off_and_ask_for_resampling():
+    overrides = ["autoencoders.grids.0.auxk=off", "autoencoders.grids.0.resample=[0.25, 0.5]"]
+    for given, auxk, resample in (([], True, None), (overrides, False, (0.25, 0.5))):
+        study = load_study(DEMO, given)
+        spec = expand(study, SITE, next(iter(study.sites)), 128)["topk-n1024-k8"]
+        assert ((spec.auxk_k is not None), spec.resample) == (auxk, resample)
+        assert ("resample" in spec.determining()) == (resample is not None)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
