@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae_pipeline.dataset import Dataset
     from sae_pipeline.planning.lineage import Node
     from sae_pipeline.store import Artefact, Draft
+    from sae_pipeline.training import Member
 
 
 def _dataset(workspace: Workspace, site: str) -> Dataset:
@@ -39,7 +40,7 @@ def _held_out(workspace: Workspace, site: str) -> Tensor:
 
 def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
     from sae_pipeline.subjects import pick_device
-    from sae_pipeline.training import Member, train
+    from sae_pipeline.training import train
 
     work = job.workspace
     by_site: dict[str, dict[str, Node]] = {}
@@ -50,7 +51,7 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
     for site, nodes in by_site.items():
         with interrupts_between_steps() as interrupted:
             outcomes = train(
-                {key: Member(work.lineage.spec(node), job.drafts[node]) for key, node in nodes.items()},
+                {key: _member(work, site, node, job.drafts[node]) for key, node in nodes.items()},
                 _dataset(work, site),
                 device=pick_device(work.study.subject.device),
                 checkpoint_every_s=work.study.training.checkpoint_every,
@@ -63,6 +64,15 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
             else:
                 job.failures[nodes[key]] = outcome.error or f"{outcome.status} after {outcome.tokens:,} tokens"
     return summaries
+
+
+def _member(work: Workspace, site: str, node: Node, draft: Draft) -> Member:
+    from sae_pipeline.autoencoders import Autoencoder
+    from sae_pipeline.training import Member
+
+    spec = work.lineage.spec(node)
+    parent = spec.parent and Autoencoder.load(work.artefact(f"autoencoder/{site}/{spec.parent}").path)
+    return Member(spec, draft, parent or None)
 
 
 def _audit(job: Job, node: Node, draft: Draft) -> pd.DataFrame:

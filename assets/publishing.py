@@ -197,12 +197,31 @@ class _Run:
                     todo.append(node)
                 else:
                     yield from self._announce(node, published, _read_verdicts(published), single, reused=True)
-        if todo:
-            yield from self._make(todo, single)
+        for generation in self._generations(todo):
+            yield from self._make(generation, single)
         if self.failures:
             lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failures.items())
             raise dg.Failure(f"{self.stage.asset}: not published\n{lines}", allow_retries=False)
         yield dg.Output(None, output_name=self.key.to_python_identifier(), metadata=_LOG_NO_EVENT)
+
+    def _generations(self, nodes: Sequence["Node"]) -> Iterator[list["Node"]]:
+        """What can be made at once: what is made from others of the same asset comes when these are published."""
+        waiting = list(nodes)
+        while waiting:
+            names = {node.name for node in waiting}
+            ready = [node for node in waiting if not names & set(node.inputs)]
+            waiting = [node for node in waiting if node not in ready]
+            fed = [node for node in ready if not (lacking := self._lacking(node)) or self._refuse(node, lacking)]
+            if fed:
+                yield fed
+
+    def _lacking(self, node: "Node") -> list[str]:
+        same = [name for name in node.inputs if name.split("/")[0] == self.stage.asset]
+        return [name for name in same if self.workspace.find(name) is None]
+
+    def _refuse(self, node: "Node", lacking: Sequence[str]) -> bool:
+        self.failures[node.name] = f"it is made from {', '.join(lacking)}, which is not published; make that first"
+        return False
 
     def _make(self, nodes: Sequence["Node"], single: bool) -> Iterator[Any]:
         drafts = {node: self._open(node) for node in nodes}

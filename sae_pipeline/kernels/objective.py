@@ -43,7 +43,8 @@ class Objective:
     `dead_after_tokens` training tokens, the present batch included.
 
     A recipe of another form gives `forward` in place of `activation`; its loss and its penalty take the places of the
-    first two terms. `unit_rows`: whether decoder rows are held at unit norm.
+    first two terms. `unit_rows`: whether decoder rows are held at unit norm. `trains`: the parameters that change;
+    None: all.
     """
 
     activation: Activation | None
@@ -53,6 +54,7 @@ class Objective:
     dead_after_tokens: int
     forward: Forward | None = None
     unit_rows: bool = True
+    trains: frozenset[str] | None = None
 
 
 class Losses(NamedTuple):

@@ -52,16 +52,17 @@ def update_rows(
     )  # fmt: skip
     if unit:
         parameter.div_(parameter.norm(dim=1, keepdim=True))
-    _average(state, name, rows, optimiser)
+    average(state, name, rows, optimiser)
 
 
 def follow(state: TrainState, name: str, value: Tensor, optimiser: Optimiser) -> None:
     """Move one parameter, in place, to the mean of the values observed so far, later to their running mean."""
     state.params.named()[name].lerp_(value, max(1.0 / state.updates, FOLLOW))
-    _average(state, name, slice(None), optimiser)
+    average(state, name, slice(None), optimiser)
 
 
-def _average(state: TrainState, name: str, rows: slice, optimiser: Optimiser) -> None:
+def average(state: TrainState, name: str, rows: slice, optimiser: Optimiser) -> None:
+    """Let the running average take in the given rows of one parameter, in place."""
     parameter = state.params.named()[name][rows]
     if state.average is not None and optimiser.ema is not None:
         state.average.named()[name][rows].lerp_(parameter, 1.0 - optimiser.ema)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_pipeline.kernels.activations import Activation
 from sae_pipeline.kernels.objective import Losses, Objective, Pass
-from sae_pipeline.kernels.optimiser import Optimiser, clip_factor, follow, tangent, update_rows
+from sae_pipeline.kernels.optimiser import Optimiser, average, clip_factor, follow, tangent, update_rows
 from sae_pipeline.kernels.state import Parameters, TrainState
 
 
@@ -101,7 +101,11 @@ def apply(state: TrainState, gradients: Gradients, objective: Objective, optimis
     """Project, clip and take one step with gradients of whole parameters."""
     if objective.unit_rows:
         tangent(gradients.parameters.W_dec, state.params.W_dec)
-    named = gradients.parameters.named()
+    named = {
+        name: gradient
+        for name, gradient in gradients.parameters.named().items()
+        if objective.trains is None or name in objective.trains
+    }
     if optimiser.grad_clip is not None:
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in named.values()))
         for gradient in named.values():
@@ -113,6 +117,8 @@ def apply(state: TrainState, gradients: Gradients, objective: Objective, optimis
         else:
             unit = objective.unit_rows and name == "W_dec"
             update_rows(state, name, slice(None), gradient, optimiser, lr, unit=unit)
+    for name in state.params.named().keys() - named.keys():
+        average(state, name, slice(None), optimiser)
 
 
 def step(

@@ -42,13 +42,19 @@ def _recipes(study: Study, specs: dict[str, dict[str, AutoencoderSpec]]) -> Iter
         recipe = RECIPES.get(grid.recipe)
         if recipe is None:
             continue  # `unsupported` names it
+        if (grid.parents is not None) != (recipe.trains is not None):
+            need = "finetunes: name its parents" if recipe.trains is not None else "starts afresh: leave out parents"
+            yield f"autoencoders: recipe {grid.recipe!r} {need}"
         for name in ("k", "l1", "prefixes"):
             if getattr(grid, name) is not None and name not in recipe.needs:
                 yield f"autoencoders: {name} means nothing to recipe {grid.recipe!r}; leave it out"
         if grid.target_l0 is not None and "l1" not in recipe.needs:
             yield f"autoencoders: recipe {grid.recipe!r} has its k for a target; give k in place of target_l0"
-    for spec in {spec.key: spec for of_site in specs.values() for spec in of_site.values()}.values():
+    specs_of = {spec.key: spec for of_site in specs.values() for spec in of_site.values()}
+    for spec in specs_of.values():
         if spec.recipe in RECIPES:
+            if spec.parent and RECIPES[specs_of[spec.parent].recipe].encoder == "topk":
+                yield f"autoencoder {spec.key}: its parent has a TopK, which no scale of a latent leaves as it is"
             try:
                 settings_of(spec, d=1)
             except PipelineError as error:

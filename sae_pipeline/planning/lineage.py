@@ -161,9 +161,8 @@ class Lineage:
     ) -> list[str]:
         place = f"{site}/{key}"
         config = spec.determining() | self._null()
-        autoencoder = self._add(
-            f"autoencoder/{place}", "autoencoders", f"{site}-{key}", "autoencoder", config, [dataset]
-        )
+        inputs = [dataset] if spec.parent is None else [dataset, f"autoencoder/{site}/{spec.parent}"]
+        autoencoder = self._add(f"autoencoder/{place}", "autoencoders", f"{site}-{key}", "autoencoder", config, inputs)
         codes = self._add(
             f"codes/{place}", "evaluation", f"codes-{site}-{key}", "codes", {}, [autoencoder, evaluation_set]
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from sae_pipeline.store.errors import PipelineError
-from sae_pipeline.study.keys import Site, autoencoder_key, split_site
+from sae_pipeline.study.keys import Site, autoencoder_key, finetuned_key, split_site
 from sae_pipeline.study.models import AutoencoderDefaults, Grid, Study
 from sae_pipeline.study.parts import EXECUTION_ONLY, Part
 
@@ -27,6 +29,7 @@ class AutoencoderSpec(Part):
     l1: float | None = None
     target_l0: float | None = None
     prefixes: tuple[int, ...] | None = None
+    parent: str | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     options: dict[str, float] | None = None
     seed: int = 0
     batch: int
@@ -67,7 +70,7 @@ def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, Autoen
     for grid in study.autoencoders.grids:
         if not _names_site(grid, site, site_text):
             continue
-        for spec in _cells(grid, study.autoencoders.defaults, d):
+        for spec in _cells(grid, study.autoencoders.defaults, d, specs):
             if spec.key in specs:
                 raise PipelineError(
                     f"autoencoders: two grid entries make the key {spec.key!r} at {site}; give one a `tag`"
@@ -93,10 +96,19 @@ def check_grid_sites(study: Study) -> None:
                 )
 
 
-def _cells(grid: Grid, defaults: AutoencoderDefaults, d: int) -> list[AutoencoderSpec]:
+def _cells(
+    grid: Grid, defaults: AutoencoderDefaults, d: int, known: Mapping[str, AutoencoderSpec]
+) -> list[AutoencoderSpec]:
     settings = defaults.model_copy(
         update={name: value for name in type(defaults).model_fields if (value := getattr(grid, name, None)) is not None}
     )
+    if grid.parents is not None:
+        parents = [_parent(grid, key, known) for key in grid.parents]
+        return [
+            _spec(grid, settings, d, parent.n, {"parent": parent.key}, seed)
+            for parent, seed in itertools.product(parents, settings.seeds)
+        ]
+    assert grid.n is not None
     sparsity = [name for name in ("k", "l1", "target_l0") if getattr(grid, name) is not None]
     return [
         _spec(grid, settings, d, n, dict(zip(sparsity, values, strict=True)), seed)
@@ -104,11 +116,23 @@ def _cells(grid: Grid, defaults: AutoencoderDefaults, d: int) -> list[Autoencode
     ]
 
 
+def _parent(grid: Grid, key: str, known: Mapping[str, AutoencoderSpec]) -> AutoencoderSpec:
+    if key not in known:
+        near = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0.3)) or "none"
+        raise PipelineError(
+            f"grid {grid.recipe!r}: its parent {key!r} is no autoencoder of a grid above it at this site; near: {near}"
+        )
+    return known[key]
+
+
 def _spec(
     grid: Grid, settings: AutoencoderDefaults, d: int, n: int, sparsity: dict[str, Any], seed: int
 ) -> AutoencoderSpec:
-    k, l1, target_l0 = (sparsity.get(name) for name in ("k", "l1", "target_l0"))
-    key = autoencoder_key(grid.recipe, n, k=k, l1=l1, target_l0=target_l0, tag=grid.tag, seed=seed)
+    k, l1, target_l0, parent = (sparsity.get(name) for name in ("k", "l1", "target_l0", "parent"))
+    if parent is None:
+        key = autoencoder_key(grid.recipe, n, k=k, l1=l1, target_l0=target_l0, tag=grid.tag, seed=seed)
+    else:
+        key = finetuned_key(grid.recipe, parent, tag=grid.tag, seed=seed)
     window = settings.dead_after_tokens or max(settings.batch, min(10_000_000, settings.tokens // 20))
     if k is not None and k > n:
         raise PipelineError(f"autoencoder {key}: k = {k} exceeds n = {n}; lower k or raise n")
@@ -122,6 +146,7 @@ def _spec(
         l1=l1,
         target_l0=target_l0,
         prefixes=grid.prefixes,
+        parent=parent,
         options=grid.options,
         seed=seed,
         batch=settings.batch,

@@ -86,3 +86,8 @@ def autoencoder_key(
     if seed:
         parts.append(f"s{seed}")
     return "-".join(parts)
+
+
+def finetuned_key(recipe: str, parent: str, *, tag: str | None, seed: int) -> str:
+    """Build `<recipe>-of-<parent>[-<tag>][-s<seed>]`."""
+    return "-".join([recipe, "of", parent] + ([tag] if tag else []) + ([f"s{seed}"] if seed else []))

@@ -16,6 +16,7 @@ from sae_pipeline.study.parts import (
     Count,
     Counts,
     Name,
+    Names,
     Part,
     Ratio,
     Ratios,
@@ -164,10 +165,14 @@ class AutoencoderDefaults(Part):
 
 
 class Grid(Part):
-    """The product of its lists: one autoencoder per recipe × n × sparsity × seed, at the named sites (default all)."""
+    """The product of its lists: one autoencoder per recipe × n × sparsity × seed, at the named sites (default all).
+
+    A finetuning recipe names `parents` in place of n and sparsity: keys of autoencoders of the same site.
+    """
 
     recipe: Name
-    n: Counts
+    n: Counts | None = None
+    parents: Names | None = None
     k: Counts | None = None
     l1: Ratios | None = None
     target_l0: Ratios | None = None
@@ -188,6 +193,13 @@ class Grid(Part):
 
     @model_validator(mode="after")
     def _sparsity(self) -> Grid:
+        if self.parents is not None:
+            for name in ("n", "k", "l1", "target_l0", "prefixes"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"grid {self.recipe!r}: {name} follows from its parents; leave it out")
+            return self
+        if self.n is None:
+            raise ValueError(f"grid {self.recipe!r}: give n, or the parents of a finetuning recipe")
         if self.target_l0 is not None and (self.k is not None or self.l1 is not None):
             raise ValueError(f"grid {self.recipe!r}: target_l0 finds l1 by itself; give it without k and l1")
         if self.target_l0 is None and self.k is None and self.l1 is None:

@@ -17,6 +17,7 @@ __all__ = [
     "Count",
     "Counts",
     "Name",
+    "Names",
     "Part",
     "Ratio",
     "Ratios",
@@ -82,5 +83,6 @@ def one_or_many(value: object) -> object:
 Name = Annotated[str, BeforeValidator(_safe_name)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(one_or_many), Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(one_or_many), Field(min_length=1)]
 Ratios = Annotated[tuple[Ratio, ...], BeforeValidator(one_or_many), Field(min_length=1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(one_or_many), Field(min_length=1)]

@@ -45,10 +45,11 @@ class TrainingData(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """One autoencoder to train and the draft that receives it."""
+    """One autoencoder to train, the draft that receives it, and the parent that a finetuned one starts from."""
 
     spec: AutoencoderSpec
     draft: Draft
+    parent: Autoencoder | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class Run:
         self.optimiser = Optimiser(self.spec.adam_betas, self.spec.adam_eps, self.spec.ema, self.spec.grad_clip)
         self.objective = _objective(self.spec, data)
         median_d = torch.from_numpy(data.statistics.geometric_median)
-        start = initialise(self.spec, data.normaliser, median_d, loss_scale=self.objective.loss_scale)
+        if self.recipe.trains is None:
+            start = initialise(self.spec, data.normaliser, median_d, loss_scale=self.objective.loss_scale)
+        else:
+            start = self.recipe.start(_parent(member, data), settings_of(self.spec, data.normaliser.d), 1.0)
         self.first_extra = start.extra
         self.resample_steps = {max(1, round(share * self.spec.steps)) for share in self.spec.resample or ()}
         self.state = TrainState.start(start.map(lambda t: t.to(device)), average=self.spec.ema is not None)
@@ -239,4 +243,22 @@ def _objective(spec: AutoencoderSpec, data: TrainingData) -> Objective:
         spec.dead_after_tokens,
         recipe.forward(settings) if recipe.forward else None,
         recipe.unit_rows,
+        recipe.trains,
     )
+
+
+def _parent(member: Member, data: TrainingData) -> Parameters:
+    """Parameters of the parent, as they are to be trained on; PipelineError if they do not fit."""
+    parent, key = member.parent, member.spec.key
+    if parent is None:
+        raise PipelineError(
+            f"autoencoder {key}: recipe {member.spec.recipe!r} starts from another autoencoder; give it"
+        )
+    if parent.config.k is not None:
+        raise PipelineError(f"autoencoder {key}: its parent has a TopK, which no scale of a latent leaves as it is")
+    if (parent.config.n, parent.normaliser) != (member.spec.n, data.normaliser):
+        raise PipelineError(
+            f"autoencoder {key}: its parent has n = {parent.config.n} and {parent.normaliser}, not {member.spec.n} "
+            f"and the dataset's {data.normaliser}"
+        )
+    return parent.parameters.map(torch.Tensor.clone)

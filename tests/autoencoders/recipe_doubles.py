@@ -25,6 +25,8 @@ def parameters(name, seed=0, **options):
     shared = Parameters(draw(N, D) / D**0.5, 0.1 * draw(N), W_dec, 0.1 * draw(D))
     extra = RECIPES[name].start(shared, settings(name, **options), SCALE).extra
     moved = {key: tensor + 0.2 * draw(*tensor.shape) for key, tensor in extra.items()}
+    if "threshold" in moved:
+        moved["threshold"].abs_()
     return Parameters(shared.W_enc, shared.b_enc, shared.W_dec, shared.b_pre, moved)
 
 
@@ -42,6 +44,7 @@ def objective(name, auxk_k=0, dead_after=10**9, **options):
         dead_after,
         recipe.forward(made) if recipe.forward else None,
         recipe.unit_rows,
+        recipe.trains,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sae_pipeline.autoencoders.recipes import RECIPES
-from sae_pipeline.kernels import TrainState
+from sae_pipeline.kernels import Optimiser, TrainState, train_step
 from sae_pipeline.kernels.reference import losses_and_gradients
 from tests.autoencoders.recipe_doubles import (
     PREFIXES,
@@ -117,6 +117,7 @@ DERIVATIVES = {
     "batch-topk": lambda p, x: plain(p, x, batch_codes(p, x)),
     "matryoshka": matryoshka_loss,
 }
+FINETUNED = {name for name, recipe in RECIPES.items() if recipe.trains is not None}
 CLOSED = {"gated", "prolu-relu", "prolu-ste", "jumprelu"}
 
 
@@ -138,7 +139,7 @@ def differences(loss, p, x, name, step=1e-6):
 
 
 def test_every_recipe_is_covered():
-    assert DERIVATIVES.keys() | CLOSED == RECIPES.keys() and not DERIVATIVES.keys() & CLOSED
+    assert DERIVATIVES.keys() | CLOSED | FINETUNED == RECIPES.keys() and not DERIVATIVES.keys() & CLOSED
 
 
 @pytest.mark.parametrize("name", sorted(DERIVATIVES))
@@ -151,6 +152,36 @@ def test_gradients_are_the_derivatives(name):
         np.testing.assert_allclose(found[key].numpy(), expected, rtol=1e-6, atol=2e-8, err_msg=key)
         assert np.abs(expected).max() > 1e-3
     assert set(found) - {"W_enc", "b_enc", "W_dec", "b_pre"} == set(observed)
+
+
+def scaled_loss(p, x):
+    pre = pre_of(p, x)
+    z = np.exp(p["log_scale"]) * pre * (pre > p["threshold"])
+    return error(z @ p["W_dec"] + p["b_dec"], x)
+
+
+def rescaled_loss(p, x):
+    shared = pre_of(p, x) - p["b_enc"]
+    return plain(p, x, (pre_of(p, x) > p["threshold"]) * relu(np.exp(p["r_mag"]) * shared + p["b_mag"]))
+
+
+@pytest.mark.parametrize("name", sorted(FINETUNED))
+def test_finetuning_follows_the_derivatives_of_what_it_trains_and_leaves_the_rest(name):
+    params, x = parameters(name), batch()
+    _, found, _ = gradients(name, params, x, weight=0.0)
+    loss = rescaled_loss if name == "finetune-rescale-shift" else scaled_loss
+    for key in RECIPES[name].trains:
+        expected = differences(loss, arrays(params), x.numpy(), key)
+        np.testing.assert_allclose(found[key].numpy(), expected, rtol=1e-6, atol=2e-8, err_msg=key)
+        assert np.abs(expected).max() > 1e-3
+    state = TrainState.start(params.map(torch.clone), average=True)
+    for _ in range(3):
+        train_step(state, x, objective(name), Optimiser((0.9, 0.999), 1e-8, 0.9, None), lr=1e-2)
+    averaged = state.averaged(0.9, unit_rows=False).named()
+    for key, tensor in state.params.named().items():
+        assert torch.equal(tensor, params.named()[key]) == (key not in RECIPES[name].trains), key
+        if key not in RECIPES[name].trains:
+            torch.testing.assert_close(averaged[key], tensor, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str, str]] = {
     "not a number": ([f"{DEFAULTS}.lr.base=.nan"], "lr.base", "finite number"),
     "division by zero": (["corpora.0.weight=1/0"], "corpora.0.weight: '1/0'", "divides by 0"),
     "momentum of one": ([f"{DEFAULTS}.adam_betas=[1.0, 0.999]"], "adam_betas.0", "less than 1"),
-    "unknown recipe": ([f"{GRID}.recipe=topkk"], "recipe 'topkk'", "known: batch-topk, gated"),
+    "unknown recipe": ([f"{GRID}.recipe=topkk"], "recipe 'topkk'", "known: batch-topk, finetune-decoder"),
     "recipe without its sparsity": (
         ["autoencoders.grids=[{recipe: topk, n: 16, l1: 0.1}]"],
         "recipe 'topk'",
@@ -49,6 +49,32 @@ BAD_SETTINGS: dict[str, tuple[list[str], str, str]] = {
         [f"{GRID}.recipe=multi-topk", f"{GRID}.options={{bandwidth: 1}}"],
         "has no option 'bandwidth'",
         "it has: factor, weight",
+    ),
+    "finetuning of nothing": (
+        ["autoencoders.grids=[{recipe: finetune-scale, n: 16, l1: 0.1}]"],
+        "'finetune-scale' finetunes",
+        "name its parents",
+    ),
+    "parents of a fresh start": (
+        ["autoencoders.grids=[{recipe: relu, n: 16, l1: 0.1}, {recipe: relu, parents: relu-n16-l0.1}]"],
+        "'relu' starts afresh",
+        "leave out parents",
+    ),
+    "parent that is none": (
+        ["autoencoders.grids=[{recipe: relu, n: 16, l1: 0.1}, {recipe: finetune-scale, parents: relu-n16-l0.2}]"],
+        "its parent 'relu-n16-l0.2' is no autoencoder of a grid above it",
+        "near: relu-n16-l0.1",
+    ),
+    "size of what has parents": (
+        ["autoencoders.grids=[{recipe: finetune-scale, parents: relu-n16-l0.2, n: 4}]"],
+        "n follows from its parents",
+        "leave it out",
+    ),
+    "neither size nor parents": (["autoencoders.grids=[{recipe: relu, l1: 0.1}]"], "give n, or the parents", "relu"),
+    "finetuning of a TopK": (
+        ["autoencoders.grids=[{recipe: topk, n: 16, k: 4}, {recipe: finetune-scale, parents: topk-n16-k4}]"],
+        "finetune-scale-of-topk-n16-k4",
+        "its parent has a TopK",
     ),
     "prefixes that do not nest": (
         [f"{GRID}.recipe=matryoshka", f"{GRID}.prefixes=[8, 4]"],

@@ -49,10 +49,21 @@ def test_no_count(text):
         parse_count(text)
 
 
+def test_finetuned_autoencoders_take_their_size_from_parents_above_them():
+    relu = "{recipe: relu, n: 1024, l1: [0.2, 0.5]}"
+    tuned = "{recipe: finetune-scale, parents: [relu-n1024-l0.2, relu-n1024-l0.5], tokens: 200k}"
+    overrides = [f"autoencoders.grids=[{relu}, {tuned}]"]
+    specs = expand(load_study(DEMO, overrides), SITE, SITE_TEXT, 128)
+    child = specs["finetune-scale-of-relu-n1024-l0.2"]
+    assert (child.n, child.parent, child.k, child.l1, child.tokens) == (1024, "relu-n1024-l0.2", None, None, 200_000)
+    assert "parent" not in child.determining()  # its identity comes with the lineage
+    assert list(specs)[-1] == "finetune-scale-of-relu-n1024-l0.5"
+
+
 def test_a_grid_can_switch_auxk_off_and_ask_for_resampling():
     overrides = ["autoencoders.grids.0.auxk=off", "autoencoders.grids.0.resample=[0.25, 0.5]"]
-    for given, auxk, resample in (([], True, None), (overrides, False, (0.25, 0.5))):
-        study = load_study(DEMO, given)
+    for asked, auxk, resample in (([], True, None), (overrides, False, (0.25, 0.5))):
+        study = load_study(DEMO, asked)
         spec = expand(study, SITE, next(iter(study.sites)), 128)["topk-n1024-k8"]
         assert ((spec.auxk_k is not None), spec.resample) == (auxk, resample)
         assert ("resample" in spec.determining()) == (resample is not None)

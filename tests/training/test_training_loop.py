@@ -196,7 +196,7 @@ def test_progress_reaches_its_total(member, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": "ghost"}, "'ghost' is unknown; use one of batch-topk, gated, jumprelu"),
+        ({"recipe": "ghost"}, "'ghost' is unknown; use one of batch-topk, finetune-decoder"),
         ({"k": None}, "needs a value for k"),
         ({"recipe": "relu"}, "needs a value for l1"),
         ({"k": 65}, "between 1 and n = 64"),

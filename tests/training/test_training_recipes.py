@@ -1,13 +1,16 @@
 """Every recipe in the training loop: it learns, it resumes, and what it saves is what it trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from training_doubles import Rows
+from training_doubles import Rows, make_spec
 
 from sae_pipeline.autoencoders import RECIPES, Autoencoder
 from sae_pipeline.dataset.planted import planted_rows
 from sae_pipeline.measures.recovery import mean_correlation
-from sae_pipeline.training import train
+from sae_pipeline.store import Draft, PipelineError
+from sae_pipeline.training import Member, train
 
 FEATURES, ACTIVE, D, N = 48, 3, 32, 96
 OPTIONS = {"jumprelu": {"bandwidth": 0.3, "threshold": 0.1}}
@@ -38,7 +41,10 @@ def settings(name, steps):
     }
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+FRESH = sorted(name for name, recipe in RECIPES.items() if recipe.trains is None)
+
+
+@pytest.mark.parametrize("name", FRESH)
 def test_learns_a_planted_dictionary_at_its_sparsity(member, world, name):
     held_out = planted_rows(4000, D, features=FEATURES, active=ACTIVE, draw=1).rows_md
     m = member(**settings(name, 900))
@@ -56,7 +62,7 @@ def test_learns_a_planted_dictionary_at_its_sparsity(member, world, name):
     assert float((autoencoder.W_dec.norm(dim=1) - 1).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"topk", "relu"}))
+@pytest.mark.parametrize("name", sorted(set(FRESH) - {"topk", "relu"}))
 def test_stopped_and_resumed_ends_with_the_same_bits(member, rows, name):
     class StopAt:
         left = 23
@@ -73,3 +79,45 @@ def test_stopped_and_resumed_ends_with_the_same_bits(member, rows, name):
     assert train({"a": again}, rows)["a"].status == "finished"
     first, second = (Autoencoder.load(m.draft.path).parameters.named() for m in (whole, again))
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+
+
+@pytest.fixture(scope="module")
+def suppressed(world, tmp_path_factory):
+    """A ReLU whose L1 holds its latents down."""
+    spec = make_spec(**settings("relu", 600))
+    path = tmp_path_factory.mktemp("parent")
+    with Draft.open(path / "relu", stage="autoencoder", key="relu", identity="0" * 64, lineage={}) as draft:
+        train({"a": Member(spec, draft)}, Rows(world.rows_md))
+        return Autoencoder.load(draft.path)
+
+
+def judged(autoencoder, x):
+    codes = autoencoder.encode(x)
+    x_hat = autoencoder.decode(codes)
+    nmse = float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+    return codes.dense(N) > 0, nmse, float((x_hat.norm(dim=1) / x.norm(dim=1)).mean())
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FRESH)))
+def test_finetuning_takes_suppression_away(member, world, suppressed, name):
+    """Where the encoder is frozen the same latents stay on; where it is not, more come on. (Wright and Sharkey 2024)"""
+    m = member(recipe=name, n=N, k=None, parent="relu", tokens=128 * 300, lr=3e-3, auxk_k=None, dead_after_tokens=6400)
+    outcome = train({"a": replace(m, parent=suppressed)}, Rows(world.rows_md))["a"]
+    assert outcome.status == "finished", outcome.error
+    x = planted_rows(3000, D, features=FEATURES, active=ACTIVE, draw=2).rows_md
+    (before, nmse, ratio), (after, better, longer) = judged(suppressed, x), judged(Autoencoder.load(m.draft.path), x)
+    assert better < 0.9 * nmse and ratio + 0.05 < longer < 1.02
+    frozen = {"W_enc", "b_enc"}.isdisjoint(RECIPES[name].trains)
+    if frozen and name != "finetune-rescale-shift":
+        assert float((before == after).float().mean()) > 0.99999  # but for rounding at the threshold itself
+    elif frozen:
+        assert not (after & ~before).any()  # a shift can close a latent and never opens one
+    else:
+        assert after.sum() > 1.2 * before.sum()
+
+
+@pytest.mark.parametrize(("change", "message"), [({"parent": None}, "give it"), ({"n": 50}, "has n = 96")])
+def test_a_parent_that_does_not_fit_is_refused(member, rows, suppressed, change, message):
+    m = member(recipe="finetune-scale", k=None, parent="relu", auxk_k=None, n=change.get("n", N))
+    with pytest.raises(PipelineError, match=message):
+        train({"a": replace(m, parent=change.get("parent", suppressed))}, rows)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from sae_pipeline.autoencoders.recipes import batch_topk, relu, thresholds, topk
+from sae_pipeline.autoencoders.recipes import batch_topk, finetune, relu, thresholds, topk
 from sae_pipeline.autoencoders.recipes.recipe import AutoencoderConfig, Recipe, Settings, check_k, check_prefixes
 from sae_pipeline.store import PipelineError
 
-RECIPES: dict[str, Recipe] = topk.RECIPES | relu.RECIPES | thresholds.RECIPES | batch_topk.RECIPES
+RECIPES: dict[str, Recipe] = topk.RECIPES | relu.RECIPES | thresholds.RECIPES | batch_topk.RECIPES | finetune.RECIPES
 
 
 def recipe_of(name: str) -> Recipe:

@@ -53,10 +53,11 @@ def as_trained(params: Parameters) -> Parameters:
 class Recipe:
     """One kind of autoencoder.
 
-    summary: what it is, in a line. needs: the settings of a spec it takes, of "k", "l1" and "prefixes".
+    summary: what it is, in a line. needs: the settings of a spec it takes, of "k", "l1", "prefixes" and "parent".
     encoder: how it encodes once it is saved. activation: for a plain recipe (squared error, L1, one activation), which
     the sparse step knows how to train; forward: the training pass of any other.
-    start: its parameters from the shared ones; fold: what is saved from what was trained.
+    start: its parameters from the shared ones, or from its parent's; fold: what is saved from what was trained.
+    trains: the parameters that change; None: all of them.
     options: its own settings with their defaults. unit_rows: decoder rows are held at unit norm.
     rescale_encoder: start with the encoder scaled so that reconstructions have the norm of their inputs.
     first_l1: weight of the penalty from which a search for a target L0 sets out.
@@ -70,6 +71,7 @@ class Recipe:
     start: Callable[[Parameters, Settings, float], Parameters] = unchanged
     fold: Callable[[Parameters], Parameters] = as_trained
     options: Mapping[str, float] = field(default_factory=dict)
+    trains: frozenset[str] | None = None
     unit_rows: bool = True
     rescale_encoder: bool = False
     first_l1: float = 0.1

@@ -107,5 +107,5 @@ RECIPES = {
                         forward=prolu_forward(straight_through=True), fold=prolu_fold),
     "jumprelu": Recipe("learned thresholds, L0", ("l1",), "threshold", forward=jumprelu_forward, start=jumprelu_start,
                        fold=jumprelu_fold, options={"bandwidth": 0.001, "threshold": 0.001, "target_l0": 0.0},
-                       first_l1=0.01),
+                       first_l1=0.001),
 }  # fmt: skip
