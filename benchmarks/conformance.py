@@ -84,7 +84,9 @@ def ask_peer(name: str, peer: Peer) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory() as folder:
             answers = ask(install(name, peer, Path(folder)), peer.adapter)
     except subprocess.CalledProcessError as error:
-        print(f"{name} {peer.version}: {Path(error.cmd[0]).name} ended with status {error.returncode}; last result kept")
+        print(
+            f"{name} {peer.version}: {Path(error.cmd[0]).name} ended with status {error.returncode}; last result kept"
+        )
         return None
     return {"version": peer.version, "cells": answers["cells"]}
 
@@ -106,17 +108,17 @@ def shown(cell: dict[str, Any], number: int | None) -> str:
     """A cell of the table."""
     mark = f" <sup>{number}</sup>" if number else ""
     if cell["verdict"] == "agrees":
-        return f"{cell['difference']:.0e}{mark}"
+        return f"{cell['difference']:.0e}{mark}" if cell["difference"] else f"0{mark}"
     if cell["verdict"] == "differs":
         return f"**differs: {cell['difference']:.2g}**{mark}"
     return ("—" if cell["verdict"] == "not there" else cell["verdict"]) + mark
 
 
 def notes(result: dict[str, Any]) -> dict[tuple[str, str], tuple[int, list[float]]]:
-    """By package and text: its number in reading order, and how well the texts of differing cells are proved."""
+    """By package and text: its number, and how well it is proved in the cells that differ."""
     found: dict[tuple[str, str], tuple[int, list[float]]] = {}
-    for check in result["checks"]:
-        for name, package in result["packages"].items():
+    for name, package in result["packages"].items():
+        for check in result["checks"]:
             cell = package["cells"][check["key"]]
             if cell["note"]:
                 _, proofs = found.setdefault((name, cell["note"]), (len(found) + 1, []))
@@ -135,10 +137,12 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"| {check['title']} ({check['source']}) | " + " | ".join(row) + " |")
     lines.append("")
     for (name, text), (number, proofs) in numbered.items():
-        proof = f" (Reference so changed: {max(proofs):.0e}.)" if proofs else ""
+        proof = f" Reference so changed: {max(proofs):.0e}." if proofs else ""
         lines.append(f"{number}. {name}: {text}{proof}")
     made = f"Python {result['python']}, PyTorch {result['torch']}."
-    return "\n".join([*lines, "", f"{made} Agreement is a largest relative difference of at most {result['tolerance']}."])
+    return "\n".join(
+        [*lines, "", f"{made} Agreement is a largest relative difference of at most {result['tolerance']}."]
+    )
 
 
 def page(text: str, result: dict[str, Any]) -> str:

@@ -151,3 +151,42 @@ def test_unknown_options_are_refused_by_name(given, message):
     with pytest.raises(PipelineError, match=message):
         check_options("multi-topk", given)
     assert check_options("multi-topk", {"factor": 2.0}) == {"factor": 2.0, "weight": 0.125}
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in sorted(RECIPES.items()) if recipe.trains is not None])
+@pytest.mark.parametrize("parent", ["relu", "gated"])
+def test_finetuning_starts_as_its_parent(name, parent):
+    """A scale of 1 and an untouched rest are the identity."""
+    origin = saved(parent, parameters(parent))
+    start = RECIPES[name].start(origin.parameters, settings(name), SCALE)
+    x = batch(b=100)
+    before, after = origin.encode(x), saved(name, start).encode(x)
+    torch.testing.assert_close(after.dense(N), before.dense(N), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(saved(name, start).decode(after), origin.decode(before), rtol=1e-12, atol=1e-12)
+
+
+def test_a_positive_scale_keeps_what_is_on():
+    start = RECIPES["finetune-scale"].start(saved("relu", parameters("relu")).parameters, settings("relu"), SCALE)
+    x = batch(b=100)
+    before = saved("finetune-scale", start).encode(x).dense(N)
+    start.extra["log_scale"] = torch.linspace(-2, 2, N, dtype=torch.float64)
+    after = saved("finetune-scale", start).encode(x).dense(N)
+    torch.testing.assert_close(after, before * start.extra["log_scale"].exp(), rtol=1e-9, atol=1e-12)
+    assert torch.equal(after > 0, before > 0)
+
+
+def test_wider_dictionaries_start_better_at_k_one():
+    """Gao et al. 2024 §A.1 says so of directions; rows drawn from a cube also differ in norm, which sets a floor."""
+    from sae_pipeline.autoencoders import initialise
+    from sae_pipeline.study import AutoencoderSpec
+
+    d, x = 4, torch.nn.functional.normalize(torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    errors = []
+    for n in (8, 64, 512):
+        spec = AutoencoderSpec(
+            key="x", recipe="topk", n=n, k=1, batch=1, tokens=1, lr=1e-3, dead_after_tokens=1, auxk_k=None
+        )
+        params = initialise(spec, Normaliser("none", d), torch.zeros(d))
+        autoencoder = Autoencoder(AutoencoderConfig("topk", n, d, 1), params, Normaliser("none", d))
+        errors.append(float((autoencoder.decode(autoencoder.encode(x)) - x).square().sum(1).mean()))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0]

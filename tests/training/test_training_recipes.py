@@ -121,3 +121,20 @@ def test_a_parent_that_does_not_fit_is_refused(member, rows, suppressed, change,
     m = member(recipe="finetune-scale", k=None, parent="relu", auxk_k=None, n=change.get("n", N))
     with pytest.raises(PipelineError, match=message):
         train({"a": replace(m, parent=change.get("parent", suppressed))}, rows)
+
+
+def test_multi_topk_keeps_its_code_beyond_k_and_topk_does_not(member, world):
+    """Gao et al. 2024 §5.3: of TopK more latents than in training spoil the code; Multi-TopK keeps it up to 4k.
+
+    These rows have exactly k directions, so that more than k can help neither.
+    """
+    x = planted_rows(3000, D, features=FEATURES, active=ACTIVE, draw=3).rows_md
+    curves = {}
+    for name in ("topk", "multi-topk"):
+        m = member(name, **settings(name, 900))
+        train({"a": m}, Rows(world.rows_md))
+        trained = Autoencoder.load(m.draft.path)
+        curves[name] = [judged(trained.with_topk(k), x)[1] for k in (1, 2, ACTIVE, 2 * ACTIVE, 4 * ACTIVE)]
+    topk, multi = curves["topk"], curves["multi-topk"]
+    assert topk[:3] == sorted(topk[:3], reverse=True) and multi[:3] == sorted(multi[:3], reverse=True)
+    assert topk[4] > 4 * topk[2] and multi[4] < 1.6 * multi[2]
