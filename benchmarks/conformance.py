@@ -104,11 +104,15 @@ def measure(names: Sequence[str], last: dict[str, Any]) -> dict[str, Any]:
     return {**about, "checks": own["checks"], "packages": packages}
 
 
+def rounded(difference: float) -> str:
+    return f"{difference:.0e}" if difference else "0"
+
+
 def shown(cell: dict[str, Any], number: int | None) -> str:
     """A cell of the table."""
     mark = f" <sup>{number}</sup>" if number else ""
     if cell["verdict"] == "agrees":
-        return f"{cell['difference']:.0e}{mark}" if cell["difference"] else f"0{mark}"
+        return rounded(cell["difference"]) + mark
     if cell["verdict"] == "differs":
         return f"**differs: {cell['difference']:.2g}**{mark}"
     return ("—" if cell["verdict"] == "not there" else cell["verdict"]) + mark
@@ -137,7 +141,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"| {check['title']} ({check['source']}) | " + " | ".join(row) + " |")
     lines.append("")
     for (name, text), (number, proofs) in numbered.items():
-        proof = f" Reference so changed: {max(proofs):.0e}." if proofs else ""
+        proof = f" Reference so changed: {rounded(max(proofs))}." if proofs else ""
         lines.append(f"{number}. {name}: {text}{proof}")
     made = f"Python {result['python']}, PyTorch {result['torch']}."
     return "\n".join(

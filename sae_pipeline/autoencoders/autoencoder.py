@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_pipeline.autoencoders import interventions, refold, swap
+from sae_pipeline.autoencoders import interventions, refine, refold, swap
 from sae_pipeline.autoencoders.codes import Codes
 from sae_pipeline.autoencoders.files import from_files, to_files
 from sae_pipeline.autoencoders.recipes import AutoencoderConfig, check_k, recipe_of
@@ -37,6 +37,7 @@ class Autoencoder:
     with_threshold = swap.with_threshold
     with_mean_l0 = swap.with_mean_l0
     with_normaliser = refold.refold
+    refine = refine.refine
     splice = interventions.splice
     ablate = interventions.ablate
     steer = interventions.steer
