@@ -53,6 +53,17 @@ def test_plane_shows_every_autoencoder_with_its_interval(matched, quantity):
     assert [(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in rings] == [(ringed["l0"], ringed[quantity])]
 
 
+def test_plane_of_many_recipes_tells_them_apart_and_keeps_their_legend_out_of_the_axes(matched):
+    rows = [matched.iloc[[0]].assign(recipe=f"recipe-{i}", autoencoder=f"a{i}", l0=8 + i / 10) for i in range(21)]
+    figure = figures.plane(pd.concat(rows, ignore_index=True), "nmse")
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert axes.get_legend() is None
+    looks = {(handle.get_color(), handle.get_marker()) for handle in legend.legend_handles}
+    assert len(looks) == 21 == len(legend.get_texts())
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+
+
 def test_plane_falls_back_to_plain_axes_where_values_are_not_positive(matched):
     shifted = matched.assign(dce=matched["dce"] - 0.3)
     assert figures.plane(shifted, "dce").axes[0].get_yscale() == "linear"

@@ -24,11 +24,16 @@ from sae_pipeline.report.figures.style import (
 from sae_pipeline.report.quantities import QUANTITIES
 
 _MOST_TICKS = 8
+_MOST_INSIDE = 6  # recipes whose legend finds room within the axes
+_COLUMNS = 3
+_KINDS = ("#2a62a0", "#e0703f", "#3f9f6b", "#b0305c", "#7a5cc0", "#8a6d3b", "#d05aa8", "#5b6470", "#a8a235", "#3fa3b5")
 _DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
 def plane(matched: pd.DataFrame, quantity: str = "nmse", *, ring: str | None = None) -> Figure:
     """L0 against a quantity, log-log, with 95 % intervals; n as colour, recipe as marker, lines join equal n.
+
+    Where there are more recipes than markers and one n, the colour tells recipes apart, too.
 
     Args:
         matched: the frame of `matched_table`.
@@ -40,22 +45,28 @@ def plane(matched: pd.DataFrame, quantity: str = "nmse", *, ring: str | None = N
     if known.empty:
         return message(f"No autoencoder has both L0 and {label} yet.")
     with styled():
-        figure = new_figure(5.4, 3.7)
+        recipes = _by_frequency(known["recipe"].tolist())
+        many = len(recipes) > _MOST_INSIDE
+        figure = new_figure(5.4, 3.7 + (0.2 * -(-len(recipes) // _COLUMNS) if many else 0.0))
         axes = figure.add_subplot()
         colours = sequence(known["n"].tolist())
-        recipes = _by_frequency(known["recipe"].tolist())
+        kinds = _KINDS if len(colours) == 1 and len(recipes) > len(MARKERS) else ()
         ends = []
         for _, group in known.groupby(["recipe", "n"], sort=True):
             line = group.sort_values("l0")
             last, n = line.iloc[-1], float(line["n"].iloc[0])
             style = recipes.index(str(last["recipe"]))
-            _series(axes, line, quantity, colours[n], style)
-            if style == 0:
+            _series(axes, line, quantity, kinds[style % len(kinds)] if kinds else colours[n], style)
+            if style == 0 and not kinds:
                 ends.append((float(last["l0"]), float(last[quantity]), f"{n:,.0f}", colours[n]))
         if ring is not None:
             _ring(axes, known, quantity, ring)
         _finish(axes, known, quantity)
-        _legend(axes, recipes, ring if ring in set(known["autoencoder"]) else None)
+        handles = _handles(recipes, kinds, ring if ring in set(known["autoencoder"]) else None)
+        if many:
+            figure.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS, labelcolor=INK, fontsize=7)
+        elif handles:
+            axes.legend(handles=handles, loc="best", labelcolor=INK)
         figure.draw_without_rendering()
         label_ends(axes, ends)
         axes.set_title(f"{label} against L0, by number of latents n", pad=8)
@@ -114,9 +125,17 @@ def _k_ticks(known: pd.DataFrame) -> list[float] | None:
     return ticks if len(ticks) <= _MOST_TICKS else None
 
 
-def _legend(axes: Axes, recipes: Sequence[str], ring: str | None) -> None:
+def _handles(recipes: Sequence[str], kinds: Sequence[str], ring: str | None) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=MUTED, marker=MARKERS[i % len(MARKERS)], linestyle=_DASHES[i % len(_DASHES)], label=recipe)
+        Line2D(
+            [],
+            [],
+            color=kinds[i % len(kinds)] if kinds else MUTED,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4.5,
+            linestyle="none" if kinds else _DASHES[i % len(_DASHES)],
+            label=recipe,
+        )
         for i, recipe in enumerate(recipes)
     ]
     if len(recipes) == 1:
@@ -125,5 +144,4 @@ def _legend(axes: Axes, recipes: Sequence[str], ring: str | None) -> None:
         handles.append(
             Line2D([], [], color=ACCENT, marker="o", markersize=9, fillstyle="none", linestyle="none", label=ring)
         )
-    if handles:
-        axes.legend(handles=handles, loc="best", labelcolor=INK)
+    return handles
