@@ -31,7 +31,7 @@ OFFLINE = (
 PICTURES = os.environ.get("SAE_SCREENSHOTS")
 WIDTH, HEIGHT = 1600, 1000
 NAVIGATION = 240  # width of the column of links at the left
-CLICK_MS, WORK_MS = 30_000, 240_000
+CLICK_MS, LOAD_MS, WORK_MS = 30_000, 3_000, 240_000
 ENDED = re.compile("^(Success|Failure|Canceled)$")
 STARTED = re.compile("^Started$")
 LAUNCH = re.compile("^Launch ")
@@ -128,15 +128,16 @@ class UI:
         sure.or_(chooser).wait_for()
         if sure.is_visible():  # Dagster has not seen what this is made from: the study was not made through it
             sure.get_by_role("button", name="Confirm").click()
-        self._after(chooser, "site", "button[.='All']").click()
+        launch = chooser.get_by_role("button", name=LAUNCH)
         if autoencoder is None:
-            self._after(chooser, "ae", "button[.='All']").click()
+            self._choose_all(chooser, launch)
         else:
+            self._after(chooser, "site", "button[.='All']").click()
             self._after(chooser, "ae", "*[starts-with(text(), 'Select a partition')]").click()
             self.page.get_by_placeholder("Filter partitions").fill(autoencoder)
             self.page.get_by_role("menuitem", name=autoencoder).click()
             self.page.keyboard.press("Escape")
-        chooser.get_by_role("button", name=LAUNCH).click()
+        launch.click()
         self.page.get_by_role("link", name="View", exact=True).click()
         self.page.wait_for_url("**/runs/**")
         return self.page.url.rpartition("/")[2]
@@ -191,6 +192,17 @@ class UI:
         numbers = "['x', 'y', 'width', 'height'].map(side => Number(e.getAttribute(side)))"
         script = f"all => all.map(e => [e.querySelector('{inner}').{name}, ...{numbers}])"
         return [tuple(row) for row in self.page.locator(frame).evaluate_all(script)]
+
+    def _choose_all(self, chooser: Locator, launch: Locator) -> None:
+        """Every partition of both dimensions; again where the keys came only after the click, as a person would."""
+        from playwright.sync_api import expect
+
+        for patience_ms in (LOAD_MS,) * 5 + (CLICK_MS,):
+            for dimension in ("site", "ae"):
+                self._after(chooser, dimension, "button[.='All']").click()
+            with contextlib.suppress(AssertionError):
+                expect(launch).to_be_enabled(timeout=patience_ms)
+                return
 
     def _after(self, dialog: Locator, dimension: str, what: str) -> Locator:
         """The first `what` (XPath) that follows the heading of a dimension of partitions."""
