@@ -211,17 +211,16 @@ class _Run:
             names = {node.name for node in waiting}
             ready = [node for node in waiting if not names & set(node.inputs)]
             waiting = [node for node in waiting if node not in ready]
-            fed = [node for node in ready if not (lacking := self._lacking(node)) or self._refuse(node, lacking)]
-            if fed:
+            lacking = {node: parents for node in ready if (parents := self._unpublished(node))}
+            for node, parents in lacking.items():
+                self.failures[node.name] = f"it is made from {parents}, which is not published; make that first"
+            if fed := [node for node in ready if node not in lacking]:
                 yield fed
 
-    def _lacking(self, node: "Node") -> list[str]:
+    def _unpublished(self, node: "Node") -> str:
+        """Inputs of the same asset that are not published; empty if there are none."""
         same = [name for name in node.inputs if name.split("/")[0] == self.stage.asset]
-        return [name for name in same if self.workspace.find(name) is None]
-
-    def _refuse(self, node: "Node", lacking: Sequence[str]) -> bool:
-        self.failures[node.name] = f"it is made from {', '.join(lacking)}, which is not published; make that first"
-        return False
+        return ", ".join(name for name in same if self.workspace.find(name) is None)
 
     def _make(self, nodes: Sequence["Node"], single: bool) -> Iterator[Any]:
         drafts = {node: self._open(node) for node in nodes}

@@ -1,4 +1,4 @@
-"""The shipped models and their loss against compute.
+"""A family of code models in three sizes and two architectures, and its loss against compute.
 
     python -m sae_pipeline.embedded.family --out DIR [--model NAME …]
 
@@ -103,7 +103,7 @@ def family_text(summary: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of `python -m sae_pipeline.embedded.family`."""
     runs = shorter_plans()
-    parser = argparse.ArgumentParser(description="Train the shipped code models on this interpreter's library.")
+    parser = argparse.ArgumentParser(description="Train the family of code models on this interpreter's library.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
     parser.add_argument("--model", nargs="*", choices=[*FAMILY, *runs], help="only these models or shorter runs")
     parser.add_argument("--threads", type=int, help="torch threads; results are bit-equal at the same number only")

@@ -21,8 +21,9 @@ COLUMNS = (
 """Columns of training.parquet.
 
 nmse, l0, auxk_loss, l1_loss: means over the steps since the row before, of the weights in training (not their running
-average). dead: share of the latents. tokens_per_s and data_wait (share of the time spent waiting for a batch) concern
-this process and are the only columns that differ between equal runs.
+average); l1_loss is the recipe's sparsity penalty, whatever its form. dead: share of the latents. tokens_per_s and
+data_wait (share of the time spent waiting for a batch) concern this process and are the only columns that differ
+between equal runs.
 """
 TIMING = ("tokens_per_s", "data_wait")
 
