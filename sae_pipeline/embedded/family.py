@@ -23,17 +23,17 @@ import torch
 from sae_pipeline.embedded.loop import train_model
 from sae_pipeline.embedded.measure import held_out_loss, training_flops
 from sae_pipeline.embedded.plan import Plan
-from sae_pipeline.embedded.train import HELD_OUT_CONTEXTS, Text, build, mean_context, prepare
+from sae_pipeline.embedded.train import HELD_OUT_CONTEXTS, Text, build, prepare
 from sae_pipeline.store import Console, Progress, read_json, reuse_freed_memory, silent, write_json_atomic
 from sae_pipeline.store.atomic import make_dir
 from sae_pipeline.store.atomic import replace as write_text
 from sae_pipeline.tokens.stdlib import stdlib_documents
 
 FAMILY = {
-    "code-small": Plan(steps=8_000, polish_steps=2_000, d_model=64, n_heads=2, lr=6e-3),
-    "code-medium": Plan(steps=8_000, polish_steps=2_000, d_model=128, n_heads=4, lr=4e-3),
-    "code-llama": Plan(steps=8_000, polish_steps=2_000, architecture="llama", d_model=128, n_heads=4, lr=4e-3),
-    "code-large": Plan(steps=10_000, polish_steps=3_000, d_model=256, n_heads=8, lr=2e-3),
+    "code-small": Plan(steps=8_000, polish_steps=3_000, d_model=64, n_heads=2, lr=6e-3),
+    "code-medium": Plan(steps=8_000, polish_steps=3_000, d_model=128, n_heads=4, lr=4e-3),
+    "code-llama": Plan(steps=8_000, polish_steps=3_000, architecture="llama", d_model=128, n_heads=4, lr=4e-3),
+    "code-large": Plan(steps=10_000, polish_steps=4_000, d_model=256, n_heads=8, lr=2e-3),
 }
 """Depth and width of a head stay, so that sizes differ in width alone; the Llama is of the middle size."""
 
@@ -62,7 +62,7 @@ def measure_run(text: Text, plan: Plan, out_path: Path, *, progress: Progress = 
     run = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_tokens": plan.tokens,
-        "training_flops": training_flops(model, plan.tokens, mean_context(plan)),
+        "training_flops": training_flops(model, plan.tokens, plan.mean_context),
         "nats_per_token": loss["nats_per_token"],
     }
     write_json_atomic(out_path, run)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sae_pipeline.embedded.bpe import END_OF_TEXT_ID
-from sae_pipeline.embedded.plan import Plan, batch_at
+from sae_pipeline.embedded.plan import Plan, batch_at, first_positions
 from sae_pipeline.store import PipelineError, Progress, silent
 from sae_pipeline.store.atomic import replace
 
@@ -68,10 +68,14 @@ def _llama(plan: Plan) -> Any:
 _BUILDERS = {"gpt2": _gpt2, "llama": _llama}
 
 
-def token_losses(model: Any, ids_bt: Tensor) -> Tensor:
-    """Cross-entropy in nats of every token but the first: `[b, t] -> [b, t - 1]`."""
-    targets_bt = ids_bt[:, 1:]
-    logits_btv = model(input_ids=ids_bt[:, :-1], use_cache=False).logits
+def token_losses(model: Any, ids_bt: Tensor, first_b: Tensor | None = None) -> Tensor:
+    """Cross-entropy in nats of every token but the first: `[b, t] -> [b, t - 1]`.
+
+    `first_b` is the position of each context's first token; 0 without it.
+    """
+    inputs_bt, targets_bt = ids_bt[:, :-1], ids_bt[:, 1:]
+    positions_bt = None if first_b is None else first_b[:, None] + torch.arange(inputs_bt.shape[1])
+    logits_btv = model(input_ids=inputs_bt, position_ids=positions_bt, use_cache=False).logits
     losses_r = cross_entropy(logits_btv.float().flatten(0, 1), targets_bt.flatten(), reduction="none")
     return losses_r.view_as(targets_bt)
 
@@ -113,17 +117,18 @@ def train_model(
         if time.monotonic() - saved_at > checkpoint_every_s:
             _save(out_dir / CHECKPOINT, model, optimiser, identity, step)
             saved_at = time.monotonic()
-        loss = _step(model, optimiser, plan, torch.from_numpy(batch_at(stream, plan, step)), step)
+        loss = _step(model, optimiser, plan, stream, step)
         progress.update((step + 1) * plan.batch_tokens, plan.tokens, "tokens", step=step + 1, loss=loss)
     _save(out_dir / CHECKPOINT, model, optimiser, identity, plan.all_steps)
     return model.eval()
 
 
-def _step(model: Any, optimiser: torch.optim.AdamW, plan: Plan, ids_bt: Tensor, step: int) -> float:
+def _step(model: Any, optimiser: torch.optim.AdamW, plan: Plan, stream: NDArray[np.integer], step: int) -> float:
+    ids_bt, first_b = (torch.from_numpy(array) for array in (batch_at(stream, plan, step), first_positions(plan, step)))
     for group in optimiser.param_groups:
         group["lr"] = plan.lr_at(step)
     with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
-        loss = token_losses(model, ids_bt).mean()
+        loss = token_losses(model, ids_bt, first_b).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip)
     optimiser.step()

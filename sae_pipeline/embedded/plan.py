@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 class Plan:
     """Everything that determines the weights, besides the corpus and the machine.
 
-    `steps` with one schedule, their last `long_share` at full context; then `polish_steps` at full context, from
-    `polish_lr_share * lr` down to 0, for the late positions that the end of the first schedule hardly moved.
+    `steps` with one schedule, their last `long_share` at full context. That end hardly moves what is learned of late
+    positions, so `polish_steps` follow, from `polish_lr_share * lr` down to 0: short contexts that begin at random
+    positions, then `polish_long_share` at full context.
     """
 
     steps: int
@@ -30,6 +32,7 @@ class Plan:
     long_share: float = 0.2
     polish_steps: int = 0
     polish_lr_share: float = 0.5
+    polish_long_share: float = 0.4
     batch_tokens: int = 1024
     lr: float = 4e-3
     warmup_steps: int = 100
@@ -59,13 +62,26 @@ class Plan:
         return self.steps + self.polish_steps
 
     @property
-    def first_long_step(self) -> int:
-        """The first step of the final part, whose contexts reach every position."""
-        return self.steps - round(self.long_share * self.steps)
+    def parts(self) -> tuple[tuple[range, int], ...]:
+        """Steps and their tokens per context: short and long, and the polish's short and long."""
+        first, last = (round(self.long_share * self.steps), round(self.polish_long_share * self.polish_steps))
+        ends = (0, self.steps - first, self.steps, self.all_steps - last, self.all_steps)
+        contexts = (self.short_context, self.n_positions) * 2
+        return tuple((range(*stretch), context) for stretch, context in zip(pairwise(ends), contexts, strict=True))
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens per context, averaged over the steps."""
+        return sum(len(steps) * context for steps, context in self.parts) / self.all_steps
 
     def context(self, step: int) -> int:
         """Tokens per context at this step."""
-        return self.short_context if step < self.first_long_step else self.n_positions
+        return next(context for steps, context in self.parts if step in steps)
+
+    def like_it_before(self, step: int) -> int:
+        """How many steps before this one have contexts of the same length."""
+        before = [steps[: max(0, step - steps.start)] for steps, context in self.parts if context == self.context(step)]
+        return sum(map(len, before))
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then a cosine from `lr` down to `final_lr_share * lr`; then the polish, linear to 0."""
@@ -88,17 +104,26 @@ def batch_at(stream: NDArray[np.integer], plan: Plan, step: int) -> NDArray[np.i
     The stream of all training documents is cut into windows at a phase drawn per pass; a pass takes them in random
     order. Raises ValueError if the stream is shorter than a batch.
     """
-    context = plan.context(step)
-    part = step if step < plan.first_long_step else step - plan.first_long_step
+    context, done = plan.context(step), plan.like_it_before(step)
     per_step, usable = plan.batch_tokens // context, stream.size - 1 - context
     per_pass = usable // context // per_step
     if per_pass < 1:
         raise ValueError(
             f"the training text has {stream.size} tokens; one batch needs {plan.batch_tokens + 2 * context}"
         )
-    generator = np.random.default_rng([plan.seed, context, part // per_pass])
+    generator = np.random.default_rng([plan.seed, context, done // per_pass])
     phase = int(generator.integers(context))
     order = generator.permutation(usable // context)
-    at = part % per_pass * per_step
+    at = done % per_pass * per_step
     starts = phase + context * order[at : at + per_step]
     return np.asarray(stream[starts[:, None] + np.arange(context + 1)], np.int64)
+
+
+def first_positions(plan: Plan, step: int) -> NDArray[np.int64]:
+    """The position at which each context of a batch begins, `[contexts]`: 0, but for short ones of the polish."""
+    context = plan.context(step)
+    n = plan.batch_tokens // context
+    if step < plan.steps:
+        return np.zeros(n, np.int64)
+    generator = np.random.default_rng([plan.seed, plan.n_positions, step])
+    return generator.integers(plan.n_positions - context + 1, size=n)

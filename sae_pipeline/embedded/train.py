@@ -104,17 +104,11 @@ def build(
     return card
 
 
-def mean_context(plan: Plan) -> float:
-    """Tokens per context, averaged over the steps."""
-    long_steps = plan.all_steps - plan.first_long_step
-    return (plan.first_long_step * plan.short_context + long_steps * plan.n_positions) / plan.all_steps
-
-
 def _sizes(model: Any, plan: Plan, text: Text) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_tokens": plan.tokens,
-        "training_flops": training_flops(model, plan.tokens, mean_context(plan)),
+        "training_flops": training_flops(model, plan.tokens, plan.mean_context),
         "stream_tokens": sum(ids.size for ids in text.train_ids),
         "held_out_tokens": sum(ids.size for ids in text.held_out_ids),
     }

@@ -20,7 +20,7 @@ from sae_pipeline.embedded.bpe import END_OF_TEXT, encode, train_bpe
 from sae_pipeline.embedded.corpus import split_documents
 from sae_pipeline.embedded.measure import held_out_loss, training_flops
 from sae_pipeline.embedded.ngram import NGram
-from sae_pipeline.embedded.plan import Plan, batch_at
+from sae_pipeline.embedded.plan import Plan, batch_at, first_positions
 from sae_pipeline.embedded.train import Text, build, prepare
 from sae_pipeline.store import PipelineError, read_json
 from sae_pipeline.tokens import Document, stdlib_documents
@@ -191,7 +191,7 @@ def test_batches_cover_the_text_once_per_pass_in_another_order_each_pass() -> No
     assert passes[0] != passes[1]
     batch = batch_at(stream, plan, 3)
     assert batch.shape == (8, 17) and (np.diff(batch, axis=1) == 1).all()
-    assert batch_at(stream, plan, plan.first_long_step).shape == (4, 33)
+    assert batch_at(stream, plan, plan.parts[1][0].start).shape == (4, 33)
 
 
 @pytest.mark.parametrize("plan", [TINY, LLAMA], ids=["gpt2", "llama"])
@@ -203,16 +203,38 @@ def test_flops_are_those_of_the_matrix_products(plan: Plan) -> None:
     assert training_flops(loop.new_model(plan), 10, 32) == 10 * (6 * products + 3 * layers * attention)
 
 
-def test_the_polish_runs_at_full_context_from_its_own_rate_to_zero() -> None:
-    plan = replace(TINY, steps=100, warmup_steps=10, lr=1.0, polish_steps=10, polish_lr_share=0.5)
-    assert plan.tokens == 110 * plan.batch_tokens
+def test_the_polish_has_its_own_rate_and_reaches_every_position() -> None:
+    plan = replace(TINY, steps=100, warmup_steps=10, lr=1.0, polish_steps=20, polish_lr_share=0.5)
+    assert plan.tokens == 120 * plan.batch_tokens
     assert plan.lr_at(99) == pytest.approx(plan.final_lr_share, abs=0.01)
-    assert [plan.lr_at(step) for step in (100, 105, 109)] == pytest.approx([0.5, 0.25, 0.05])
-    assert {plan.context(step) for step in range(80, 110)} == {plan.n_positions}
-    # The polish takes up the order of the text where the first schedule left it.
-    stream = np.arange(100_000)
-    starts = np.concatenate([batch_at(stream, plan, step)[:, 0] for step in range(80, 110)])
-    assert len(set(starts.tolist())) == starts.size
+    assert [plan.lr_at(step) for step in (100, 110, 118)] == pytest.approx([0.5, 0.25, 0.05])
+    contexts = [plan.context(step) for step in range(120)]
+    assert contexts == [16] * 80 + [32] * 20 + [16] * 12 + [32] * 8
+    assert plan.mean_context == np.mean(contexts)
+    # Short contexts of the polish begin anywhere that leaves them room, all others at 0.
+    firsts = [first_positions(plan, step) for step in range(120)]
+    assert all(len(first) == len(batch_at(np.arange(9999), plan, step)) for step, first in enumerate(firsts))
+    assert {int(first.max()) for first in (*firsts[:100], *firsts[112:])} == {0}
+    assert set(np.concatenate(firsts[100:112])) == set(range(17))
+
+
+def test_each_length_of_context_takes_up_the_text_where_it_left_it() -> None:
+    plan = replace(TINY, steps=100, polish_steps=20)
+    for context in (16, 32):
+        steps = [step for step in range(120) if plan.context(step) == context]
+        starts = np.concatenate([batch_at(np.arange(100_000), plan, step)[:, 0] for step in steps])
+        assert len(set(starts.tolist())) == starts.size
+
+
+def test_losses_are_those_at_the_given_positions() -> None:
+    model = loop.new_model(TINY).eval()
+    ids = torch.arange(17)[None]
+    at_0, at_5 = (loop.token_losses(model, ids, torch.tensor([first])) for first in (0, 5))
+    assert torch.equal(at_0, loop.token_losses(model, ids)) and not torch.allclose(at_0, at_5)
+    moved = loop.new_model(TINY).eval()
+    with torch.no_grad():
+        moved.transformer.wpe.weight[:16] = model.transformer.wpe.weight[5:21]
+    assert torch.equal(loop.token_losses(moved, ids), at_5)
 
 
 def test_plans_that_cannot_work_are_refused() -> None:
