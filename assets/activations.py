@@ -26,7 +26,7 @@ def _tokens(workspace: Workspace) -> Tokens:
 
 def _make_activations(job: Job) -> Mapping[Node, dict[str, Any]]:
     """All sites of the run in one pass of the subject."""
-    from sae_pipeline.activations import harvest, summarise_shards
+    from sae_pipeline.activations import ACTS, harvest, pinned_shards, summarise_shards
     from sae_pipeline.planning.earlier import earlier_activations
     from sae_pipeline.study import Site
 
@@ -36,14 +36,19 @@ def _make_activations(job: Job) -> Mapping[Node, dict[str, Any]]:
         site: earlier_activations(work.lineage, node, work.outputs, work.pointers)
         for site, (node, _) in by_site.items()
     }
+    tokens = _tokens(work)
+    pinned = pinned_shards(work.study.activations, tokens)
     harvest(
         job.subject(),
-        _tokens(work),
+        tokens,
         {site: draft for site, (_, draft) in by_site.items()},
         work.study.activations,
         earlier=earlier,
         progress=job.progress,
+        shards=pinned,
     )
+    for draft in job.drafts.values():
+        draft.keep(ACTS, len(pinned))
     return {node: summarise_shards(draft) for node, draft in job.drafts.items()}
 
 
@@ -54,12 +59,14 @@ def _audit_activations(job: Job, node: Node, draft: Draft) -> pd.DataFrame:
 
 
 def _activation_rules(workspace: Workspace) -> Sequence[Rule]:
+    outliers = [Rule("no row is far longer than the median", "outliers", 0, 0, severity="warn")]
     return [
         Rule("files are as committed", "damage", empty=True),
         Rule("every value is finite", "non_finite", 0, 0),
         Rule("shards are complete", "rows", equals="rows_expected"),
         Rule("no two shards are the same", "duplicate_of", -1, -1),
         Rule("no channel is constant over a shard", "constant_dims", 0, 0),
+        *(outliers if workspace.study.activations.outliers else ()),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
@@ -17,16 +18,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from resources.workspace import Workspace
+    from sae_pipeline.activations import Window
     from sae_pipeline.dataset import Dataset
     from sae_pipeline.planning.lineage import Node
     from sae_pipeline.store import Artefact, Draft
     from sae_pipeline.training import Member
 
 
-def _dataset(workspace: Workspace, site: str) -> Dataset:
+def _dataset(workspace: Workspace, site: str, window: Window | None = None) -> Dataset:
     from sae_pipeline.dataset import Dataset
 
-    return Dataset.open(workspace.artefact(f"dataset/{site}"), workspace.artefact(f"activations/{site}"))
+    return Dataset.open(workspace.artefact(f"dataset/{site}"), workspace.artefact(f"activations/{site}"), window)
+
+
+def _window(job: Job, site: str) -> AbstractContextManager[Window | None]:
+    """What makes the activations that were not retained; nothing where all are there, or draws take their place."""
+    from sae_pipeline.activations import Window, open_activations
+    from sae_pipeline.study import Site
+    from sae_pipeline.tokens import Tokens
+
+    work = job.workspace
+    activations = work.artefact(f"activations/{site}")
+    acts = open_activations(activations)
+    if acts.n_kept == acts.n_shards or work.study.dataset.null is not None:
+        return nullcontext()
+    return Window(
+        activations,
+        Site.parse(site),
+        Tokens.open(work.artefact("tokens")),
+        job.subject,
+        work.study.activations,
+        resident_shards=work.study.dataset.resident_shards,
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,15 +72,17 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
         by_site.setdefault(site, {})[key] = node
     summaries: dict[Node, dict[str, Any]] = {}
     for site, nodes in by_site.items():
-        with interrupts_between_steps() as interrupted:
+        with interrupts_between_steps() as interrupted, _window(job, site) as window:
             outcomes = train(
                 {key: _member(work, site, node, job.drafts[node]) for key, node in nodes.items()},
-                _dataset(work, site),
+                _dataset(work, site, window),
                 device=pick_device(work.study.subject.device),
                 checkpoint_every_s=work.study.training.checkpoint_every,
                 progress=job.progress,
                 should_stop=interrupted,
             )
+            if window is not None and all(outcome.status != "stopped" for outcome in outcomes.values()):
+                window.end()
         for key, outcome in outcomes.items():
             if outcome.status == "finished":
                 summaries[nodes[key]] = outcome.figures

@@ -49,6 +49,8 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
             document_of_context=contexts.document,
             resident_shards=work.study.dataset.resident_shards,
             sample_rows=work.study.dataset.sample_rows,
+            statistics_prefix=work.study.activations.statistics_rows,
+            copy=bool(work.study.dataset.copy_),
             null=work.study.dataset.null,
             progress=job.progress,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_pipeline.inspecting import inspect
+from sae_pipeline.keeping import repair, verify
 from sae_pipeline.upkeep import STALE, doctor, gc, status
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", doctor, "Is this machine fit for it? Exit status: 0 yes, 1 no.", study=False, home=False
     )
     doctor_command.add_argument("studies", nargs="*", help="studies whose needs are looked at too")
+    _add_verify(add("verify", verify, "Read again all that was published, and name damage.", study=False, home=False))
+    _add_repair(add("repair", repair, "Verify a study, and mend damaged shards of activations.", home=False))
     _add_gc(add("gc", gc, "List what no study refers to, and delete it if told to.", study=False, home=False))
     _add_backfill(
         add("backfill", backfill, "Make one asset over all its partitions, or over those missing.", study=False)
@@ -87,6 +90,30 @@ def _add_backfill(command: argparse.ArgumentParser) -> None:
     command.add_argument("--missing", action="store_true", help="only what is missing or stale")
     command.add_argument("--key", action="append", default=[], help="only this autoencoder or site; may be repeated")
     command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
+
+
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Read again all that was published, every byte and checksum, and name each damaged file. Changes nothing and "
+        "holds nobody up. Exit status: 0 all is whole, 1 something is damaged."
+    )
+    command.add_argument(
+        "study", nargs="?", default=None, help="only what this study uses, and what that was made from; default all"
+    )
+    command.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _add_repair(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Verify what a study uses, and make its damaged shards of activations again: with the same bits, or else "
+        "within a tolerance and marked as remade. Exit status: 0 nothing damaged is left, 1 something is."
+    )
+    command.add_argument(
+        "--tolerance", type=float, default=None, help="largest relative difference; default what rounding explains"
+    )
+    command.add_argument(
+        "--discard", action="store_true", help="move what cannot be mended to the trash; the next run makes it again"
+    )
 
 
 def _add_gc(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`make soak`: kill -9 at random moments of every stage, and random bit flips in everything that was published.
+"""`make soak`: kill -9 at random moments of every stage and of a bare writer, and harm to all that was published.
 
 Writes benchmarks/results/soak.json and ends with status 1 if anything failed. `python -m tests.soak [SEED]`.
 """
@@ -22,6 +22,7 @@ from typing import Any
 from tests.pipeline import kills
 from tests.pipeline.likeness import differences
 from tests.pipeline.moments import STAGE_OF, Moment
+from tests.store import harm
 
 RESULT = kills.CHECKOUT / "benchmarks" / "results" / "soak.json"
 CHAINS = 4
@@ -30,7 +31,10 @@ DEATHS = dict.fromkeys(STAGE_OF, 2) | {"start": 1, "activations": 3, "dataset": 
 HEAVY = {"step", "checkpoint", "forward", "shard", "commit"}
 BEGINNING = {"array", "draft", "mkdir"}
 PUBLISHING = {"artefact", "champion", "copy", "end", "event", "pointer", "verdict"}
-FLIPS = 300
+WRITER_DEATHS = 120
+"""How often a process that only writes, commits, publishes and merges is to die."""
+FLIPS, OTHER_HARM = 1000, 100
+"""Bits flipped in published files of every kind; shards that are cut short, exchanged, missing: so many of each."""
 # Flips under the pipeline: what is made again, and the input in which a bit changed before.
 MADE_FROM = (
     ("activations", "tokens"), ("evaluation_set", "tokens"), ("dataset", "activations"), ("autoencoder", "activations"),
@@ -55,14 +59,16 @@ def main(seed: int) -> int:
     jobs: list[Callable[[], Record]] = [
         lambda number=number: chain(folder, number, seed * 1000 + number, whole.counts) for number in range(CHAINS)
     ]
-    jobs += [lambda: flips_read(folder, seed)]
+    jobs += [lambda: harm_read(folder, seed), lambda: harm.kill_writers(folder, seed, WRITER_DEATHS)]
     jobs += [lambda pair=pair: flip_run(folder, seed, *pair) for pair in MADE_FROM]
     records = list(side_by_side(jobs, folder))
-    result = summarise(seed, records[:CHAINS], records[CHAINS], records[CHAINS + 1 :])
+    chains, (read, writers), runs = records[:CHAINS], records[CHAINS : CHAINS + 2], records[CHAINS + 2 :]
+    result = summarise(seed, chains, read, writers, runs)
     result["seconds"] = round(time.monotonic() - started_s)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     shutil.rmtree(folder)
-    print(json.dumps({name: result[name] for name in ("deaths", "flips_read", "flips_run", "failures")}, indent=2))
+    shown = ("deaths", "writer_deaths", "flips_read", "shards_harmed", "flips_run", "failures")
+    print(json.dumps({name: result[name] for name in shown}, indent=2))
     return 1 if result["failures"] else 0
 
 
@@ -141,28 +147,42 @@ def still_running(home: Path) -> Iterator[str]:
         yield from (f"the pool gpu is held by {slot}" for slot in taken)
 
 
-def flips_read(folder: Path, seed: int) -> Record:
-    """Flip one bit of a published file, read its artefact, flip it back: reading must fail and name the file."""
+def harm_read(folder: Path, seed: int) -> Record:
+    """Harm a published file, read its artefact, undo it: reading must fail and name a file that was harmed."""
     drawn, started_s = random.Random(seed), time.monotonic()
-    place = Path(shutil.copytree(folder / "whole" / "outputs", folder / "flips"))
+    place = Path(shutil.copytree(folder / "whole" / "outputs", folder / "harmed"))
     artefacts = sorted(path.parent for path in place.rglob("artefact.json"))
     by_kind: dict[str, list[tuple[Path, Path]]] = {}
     for artefact_dir in artefacts:
         for path in published_files(artefact_dir):
             by_kind.setdefault(kind_of_file(path, artefact_dir), []).append((path, artefact_dir))
-    tried, failures = Counter[str](), []
-    for number in range(FLIPS):
-        kind = sorted(by_kind)[number % len(by_kind)]
+    kinds = sorted(by_kind)
+    trials = [("flipped", kinds[number % len(kinds)]) for number in range(FLIPS)]
+    trials += [(name, "shard") for name in harm.HARMS if name != "flipped" for _ in range(OTHER_HARM)]
+    tried, failures = {name: Counter[str]() for name in harm.HARMS}, []
+    for name, kind in trials:
         path, artefact_dir = drawn.choice(by_kind[kind])
-        position, bit = flip(path, drawn)
-        named = error_path(artefact_dir)
-        flip_bit(path, position, bit)
-        tried[kind] += 1
-        if named != path:
-            failures.append(f"{path.relative_to(place)}: bit {bit} of byte {position} changed, reading named {named}")
-    failures += [f"{path.relative_to(place)}: damaged by no flip" for path in artefacts if error_path(path)]
+        other = unlike(path, [shard for shard, _ in by_kind["shard"]], drawn)
+        with harm.harmed(name, path, other, drawn) as harmed:
+            named = harm.error_path(artefact_dir)
+        tried[name][kind] += 1
+        if named not in harmed:
+            failures.append(f"{path.relative_to(place)}: {name}, reading named {named}")
+    failures += [f"{path.relative_to(place)}: damaged by nothing" for path in artefacts if harm.error_path(path)]
     shutil.rmtree(place)
-    return {"seed": seed, "by_kind": dict(tried), "seconds": round(time.monotonic() - started_s), "failures": failures}
+    harmed_by = {name: dict(counts) for name, counts in tried.items()}
+    return {"seed": seed, "tried": harmed_by, "seconds": round(time.monotonic() - started_s), "failures": failures}
+
+
+def unlike(path: Path, shards: Sequence[Path], drawn: random.Random) -> Path:
+    """A shard with other bytes: of the same array if there is one."""
+    near = [shard for shard in shards if shard.parents[2] == path.parents[2] or shard.parents[1] == path.parents[1]]
+    data = path.read_bytes()
+    for candidates in (near, shards):
+        for other in drawn.sample(candidates, len(candidates)):
+            if other.read_bytes() != data:
+                return other
+    raise ValueError(f"every shard has the bytes of {path}")
 
 
 def published_files(artefact_dir: Path) -> list[Path]:
@@ -192,26 +212,6 @@ def flip_bit(path: Path, position: int, bit: int) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ (1 << bit)]))
-
-
-def error_path(artefact_dir: Path) -> Path | None:
-    """Read all of an artefact the way stages do; the file that an error names, or None if there is none."""
-    from sae_pipeline.autoencoders import Autoencoder
-    from sae_pipeline.store import Artefact
-    from sae_pipeline.store.errors import PathError
-
-    try:
-        found = Artefact.open(artefact_dir)
-        for name in found.files:
-            found.file(name)
-        for name in found.arrays:
-            array = found.array(name)
-            array.read(0, array.n_rows)
-        if found.exists("autoencoder.safetensors"):
-            Autoencoder.load(artefact_dir)
-    except PathError as error:
-        return error.path
-    return None
 
 
 def flip_run(folder: Path, seed: int, made: str, source: str) -> Record:
@@ -246,12 +246,13 @@ def flip_run(folder: Path, seed: int, made: str, source: str) -> Record:
     }
 
 
-def summarise(seed: int, chains: list[Record], read: Record, runs: list[Record]) -> Record:
+def summarise(seed: int, chains: list[Record], read: Record, writers: Record, runs: list[Record]) -> Record:
     """The result: counts first, then every trial."""
     import torch
 
     deaths = [death for record in chains for death in record.get("deaths", [])]
-    failures = [line for record in (*chains, read, *runs) for line in record["failures"]]
+    failures = [line for record in (*chains, read, writers, *runs) for line in record["failures"]]
+    flips, *others = (read.get("tried", {}).get(name, {}) for name in harm.HARMS)
     return {
         "seed": seed,
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
@@ -261,7 +262,9 @@ def summarise(seed: int, chains: list[Record], read: Record, runs: list[Record])
             "by_kind": dict(Counter(death["kind"] for death in deaths)),
             "by_phase": dict(Counter(death["phase"] for death in deaths)),
         },
-        "flips_read": {"total": sum(read.get("by_kind", {}).values()), "by_kind": read.get("by_kind", {})},
+        "writer_deaths": {"total": writers.get("deaths", 0), "by_call": writers.get("by_call", {})},
+        "flips_read": {"total": sum(flips.values()), "by_kind": flips},
+        "shards_harmed": {name: sum(counts.values()) for name, counts in zip(harm.HARMS[1:], others, strict=True)},
         "flips_run": {"total": len(runs), **Counter(record.get("ended", "failed") for record in runs)},
         "failures": len(failures),
         "failed": failures,

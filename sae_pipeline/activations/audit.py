@@ -9,8 +9,10 @@ import pandas as pd
 
 from sae_pipeline.activations.evaluation_builder import summarise
 from sae_pipeline.activations.evaluation_set import CLEAN_ARRAYS, RECORD, REFERENCE_ARRAYS, EvaluationSet
-from sae_pipeline.activations.layout import ACTS, HARVEST
+from sae_pipeline.activations.layout import ACTS
+from sae_pipeline.activations.micro_batch import MicroBatch
 from sae_pipeline.activations.moments import Moments
+from sae_pipeline.activations.outliers import OUTLIERS, OutlierLimit
 from sae_pipeline.activations.takeover import taken_over
 from sae_pipeline.store import Artefact, Damaged, Draft, ShardedArray
 
@@ -23,19 +25,26 @@ _EVALUATION_SET_COLUMNS: Final = [
 
 
 def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
-    """Describe harvested activations, one row per shard.
+    """Describe harvested activations, one row per shard that is kept.
 
     Returns:
         Columns: shard; committed; rows (finite and not, as counted in the moments; 0 if not committed); rows_expected;
         non_finite (rows with a NaN or infinite value); absmax; mean_norm (mean ‖x‖); std (root mean variance over
-        dimensions); constant_dims (dimensions that never change within the shard; 0 where it has fewer than 32 rows,
-        which half precision can make equal by chance); duplicate_of (an earlier shard with the same bytes, or -1);
-        damage (what is wrong with the shard's file compared with its commit record, or "").
+        dimensions); outliers (rows beyond the limit of `activations.outliers`; 0 where that is not set); constant_dims
+        (dimensions that never change within the shard; 0 where it has fewer than 32 rows, which half precision can make
+        equal by chance); duplicate_of (an earlier shard with the same bytes, or -1);
+        damage (what is wrong with the shard's file compared with its commit record, or ""); remade (whether it was made
+        again after damage, with other bits, see `repair`; the figures are those of the rows that were lost).
         Figures of a shard that cannot be read are NaN.
     """
     array = draft.array(ACTS)
     seen: dict[tuple[str, ...], int] = {}
-    return pd.DataFrame([_shard_row(array, i, seen) for i in range(array.n_shards)])
+    return pd.DataFrame([_shard_row(array, i, seen) for i in range(array.n_kept)])
+
+
+def shard_figures(array: ShardedArray, i: int) -> dict[str, Any]:
+    """The row of `audit_frame` that describes one shard, compared with no other."""
+    return _shard_row(array, i, {})
 
 
 def _shard_row(array: ShardedArray, i: int, seen: dict[tuple[str, ...], int]) -> dict[str, Any]:
@@ -47,9 +56,11 @@ def _shard_row(array: ShardedArray, i: int, seen: dict[tuple[str, ...], int]) ->
         "rows_expected": rows.stop - rows.start,
         "non_finite": 0,
         **dict.fromkeys(("absmax", "mean_norm", "std"), np.nan),
+        "outliers": 0,
         "constant_dims": 0,
         "duplicate_of": -1,
         "damage": "",
+        "remade": False,
     }
     if not row["committed"]:
         return row
@@ -60,7 +71,10 @@ def _shard_row(array: ShardedArray, i: int, seen: dict[tuple[str, ...], int]) ->
         return row | {"damage": error.cause}
     moments = Moments.from_json(record["info"]["moments"])
     first = seen.setdefault(tuple(record["chunk_crc32c"]), i)
-    return row | _figures(moments) | {"duplicate_of": first if first != i else -1}
+    remade = array.repair(i) is not None
+    outliers = len(record["info"].get(OUTLIERS, {}).get("rows", ()))
+    found = {"outliers": outliers, "duplicate_of": first if first != i else -1, "remade": remade}
+    return row | _figures(moments) | found
 
 
 def _figures(moments: Moments) -> dict[str, Any]:
@@ -78,20 +92,26 @@ def _figures(moments: Moments) -> dict[str, Any]:
 def summarise_shards(draft: Draft | Artefact) -> dict[str, Any]:
     """Figures of harvested activations as a whole: rows, width, shards, dtype, largest value, norm, micro-batch.
 
-    And, if there are any, how many shards were taken over from an earlier version.
+    Where they apply: the micro-batch it was begun with, if memory did not suffice; outliers and the norm they exceed.
+    And, if there are any, how many shards were taken over from an earlier version, and how many are left to be made
+    while autoencoders train.
     """
     array, frame = draft.array(ACTS), audit_frame(draft)
-    taken = sum(map(len, taken_over(draft).values()))
+    size, limit = MicroBatch.of(draft), OutlierLimit.of(draft)
+    taken, left = sum(map(len, taken_over(draft).values())), array.n_shards - array.n_kept
     return {
         "rows": int(frame["rows"].sum()),
         "d": int(array.shape[1]),
-        "shards": array.n_shards,
+        "shards": array.n_kept,
         "shard_rows": array.shard_rows,
         "dtype": array.logical_dtype,
         "absmax": float(frame["absmax"].max()),
         "mean_norm": float(np.average(frame["mean_norm"].fillna(0.0), weights=frame["rows"].clip(lower=1))),
-        "micro_batch": int(draft.read_json(HARVEST)["micro_batch"]),
+        "micro_batch": size.size,
+        **({"micro_batch_begun_with": size.begun_with} if size.begun_with != size.size else {}),
+        **({"outliers": int(frame["outliers"].sum()), "outlier_norm": limit.limit} if limit else {}),
         **({"shards_taken_over": taken} if taken else {}),
+        **({"shards_left_to_training": left} if left else {}),
     }
 
 

@@ -13,8 +13,14 @@ from torch import Tensor
 
 from sae_pipeline.activations.errors import ActivationError
 from sae_pipeline.activations.evaluation_set import ABLATIONS, CLEAN_ARRAYS, RECORD, REFERENCE_ARRAYS, EvaluationSet
-from sae_pipeline.activations.harvesting import settle_micro_batch
 from sae_pipeline.activations.layout import contexts_for_rows
+from sae_pipeline.activations.micro_batch import (
+    free_memory,
+    halved,
+    is_out_of_memory,
+    record_micro_batch,
+    settle_micro_batch,
+)
 from sae_pipeline.activations.moments import Moments
 from sae_pipeline.activations.scoring import clean_scores, spliced_scores
 from sae_pipeline.store import Draft, Progress, ShardedArray, silent
@@ -41,7 +47,8 @@ def build_evaluation_set(
     """Write the evaluation set of a site; see `EvaluationSet` for what it holds.
 
     Takes the first whole documents of the held-out split that have `n_tokens` eligible positions. An interrupted build
-    continues with the micro-batch that it was begun with.
+    continues with the micro-batch that it was begun with. One that does not fit into memory is halved and the set begun
+    again: its readers splice in the groups in which it was made, so all of it is made in one size.
 
     Args:
         subject: the loaded model.
@@ -58,27 +65,53 @@ def build_evaluation_set(
         mean_dce, zero_kl, mean_kl (nats per scored position).
 
     Raises:
-        ActivationError: the held-out split has no eligible rows.
+        ActivationError: the held-out split has no eligible rows, or a single context does not fit into memory.
     """
     contexts = tokens.split("held_out")
     if not contexts.n_rows:
         raise ActivationError("the held-out split has no eligible rows; check tokens.held_out and tokens.exclude")
-    build = _Build(subject, site, contexts, draft, contexts_for_rows(contexts, n_tokens), micro_batch, progress)
-    build.clean()
-    moments = build.moments()
-    build.ablate(moments)
-    draft.write_json(RECORD, build.record(moments))
+    size, n_contexts = settle_micro_batch([draft], micro_batch), contexts_for_rows(contexts, n_tokens)
+    while (needed := _attempt(subject, site, contexts, draft, n_contexts, size, progress)) is not None:
+        free_memory(subject.device)
+        size = halved(size, needed)
+        for name in (*CLEAN_ARRAYS, *REFERENCE_ARRAYS):
+            draft.remove_array(name)
+        record_micro_batch(draft, size)
     return summarise(EvaluationSet(draft))
+
+
+def _attempt(
+    subject: Subject, site: Site, contexts: Contexts, draft: Draft, n: int, micro_batch: int, progress: Progress
+) -> str | None:
+    """Build the set; what torch said where memory did not suffice, None where it did."""
+    build = _Build(subject, site, contexts, draft, n, micro_batch, progress)
+    try:
+        build.clean()
+        moments = build.moments()
+        build.ablate(moments)
+        draft.write_json(RECORD, build.record(moments))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return str(error)
+    return None
 
 
 class _Build:
     """One evaluation set while it is made: two passes over the held-out contexts, shard by shard."""
 
     def __init__(
-        self, subject: Subject, site: Site, contexts: Contexts, draft: Draft, n: int, wanted: int, progress: Progress
+        self,
+        subject: Subject,
+        site: Site,
+        contexts: Contexts,
+        draft: Draft,
+        n: int,
+        micro_batch: int,
+        progress: Progress,
     ) -> None:
         self._subject, self._site, self._contexts, self._progress, self._n = subject, site, contexts, progress, n
-        self._micro_batch = settle_micro_batch([draft], wanted)
+        self._micro_batch = micro_batch
         self._arrays = _arrays(draft, n, contexts.context, subject.width(site), self._micro_batch)
 
     def clean(self) -> None:

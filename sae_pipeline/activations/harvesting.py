@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_pipeline.activations.errors import ActivationError, ActivationOverflow
-from sae_pipeline.activations.layout import (
-    ACTS,
-    HARVEST,
-    TORCH_DTYPES,
-    Span,
-    check_shard_bytes,
-    shard_rows_of,
-    span_of,
-)
+from sae_pipeline.activations.errors import ActivationError
+from sae_pipeline.activations.layout import ACTS, check_shard_bytes, shard_rows_of, span_of
+from sae_pipeline.activations.micro_batch import MICRO_BATCH, settle_micro_batch
 from sae_pipeline.activations.moments import Moments
-from sae_pipeline.activations.takeover import Earlier, take_over
+from sae_pipeline.activations.outliers import OUTLIERS, PREFIX_ROWS, OutlierLimit, settle_limit
+from sae_pipeline.activations.passes import Passes
+from sae_pipeline.activations.takeover import Earlier, made_alike, same_start, take_over
 from sae_pipeline.activations.writer import BackgroundTasks
-from sae_pipeline.store import Draft, Progress, ShardedArray, silent
+from sae_pipeline.store import Draft, Progress, silent
 from sae_pipeline.study import ActivationsConfig, Site
 from sae_pipeline.subjects import Subject
 from sae_pipeline.tokens import Contexts, Tokens
@@ -43,76 +40,163 @@ def harvest(
     Shard i of every site holds rows [i * shard_rows, (i + 1) * shard_rows) of the eligible positions in context order.
     It is computed from the contexts that contain them, in micro-batches counted from the first of these, so it depends
     on i alone and not on what was computed before. Committed shards are skipped; a draft that was begun keeps its
-    micro-batch. Each commit carries the shard's moments and its contexts. A shard that an earlier version of a site
-    already holds is taken over, bit for bit, without running the model (see `takeover`).
+    micro-batch, and one that does not fit into memory is halved for this shard and those after it. Each commit carries
+    the shard's moments, its contexts, its micro-batch and, where asked for, its outliers. A shard that an earlier
+    version of a site already holds is taken over, bit for bit, without running the model (see `takeover`).
 
     Args:
         subject: the loaded model.
         tokens: contexts to run it on.
         drafts: one open draft per site; each gets the array `acts` (rows, width).
-        config: storage dtype, rows of a shard, contexts of one forward pass.
+        config: storage dtype, rows of a shard, contexts of one forward pass, outliers.
         earlier: versions to take shards over from, by site.
         progress: told the tokens done.
-        shards: make these shards only, to divide the work among processes.
+        shards: make these shards only. Several processes divide the work with `harvest_range`.
 
     Raises:
         ActivationOverflow: a finite value does not fit into float16; nothing infinite is written in its place.
-        ActivationError: there are no rows, or a shard would be too large.
+        ActivationError: there are no rows, a shard would be too large, or a single context does not fit into memory.
     """
+    prepare(subject, tokens, drafts, config, earlier=earlier, progress=progress, shards=shards)
+    make_shards(subject, tokens, drafts, config, progress=progress, shards=shards)
+
+
+def prepare(
+    subject: Subject,
+    tokens: Tokens,
+    drafts: Mapping[Site, Draft],
+    config: ActivationsConfig,
+    *,
+    earlier: Mapping[Site, Earlier | None] | None = None,
+    progress: Progress = silent,
+    shards: range | None = None,
+) -> None:
+    """Make what the drafts need before any shard: array, micro-batch, limit for outliers; take shards over.
+
+    Arguments and errors as for `harvest`. Drafts may be open alone only; nothing is changed in one that is ready.
+    """
+    contexts, versions = _training(tokens), dict(earlier or {})
+    shard_rows = shard_rows_of(tokens.sized_by_rows, config.shard_tokens)
+    for site, draft in drafts.items():
+        check_shard_bytes(shard_rows, subject.width(site), config.dtype)
+        shape = (contexts.n_rows, subject.width(site))
+        draft.array(ACTS, shape=shape, dtype=config.dtype, shard_rows=shard_rows)
+    alike = {site: made_alike(draft, versions.get(site)) for site, draft in drafts.items()}
+    found = [version.activations for version in alike.values() if version is not None]
+    micro_batch = settle_micro_batch(drafts.values(), config.micro_batch, found)
+    for site, draft in drafts.items():
+        passes = Passes(subject, contexts, [draft], dtype=config.dtype, micro_batch=micro_batch)
+        _settle_outliers(passes, contexts, site, draft, config, alike[site])
+        wanted = range(draft.array(ACTS).n_shards) if shards is None else shards
+        take_over(draft, contexts, alike[site], wanted, progress=progress)
+
+
+def make_shards(
+    subject: Subject,
+    tokens: Tokens,
+    drafts: Mapping[Site, Draft],
+    config: ActivationsConfig,
+    *,
+    progress: Progress = silent,
+    shards: range | None = None,
+) -> int:
+    """Commit those shards of prepared drafts that are not committed; returns how many were made here.
+
+    One that another process has claimed is left to it, and looked at again at the end, waiting for that process to be
+    done or dead: afterwards all are committed. Arguments and errors as for `harvest`.
+    """
+    contexts = _training(tokens)
+    micro_batch = settle_micro_batch(drafts.values(), config.micro_batch)
+    passes = Passes(subject, contexts, drafts.values(), dtype=config.dtype, micro_batch=micro_batch)
+    return _Maker(passes, contexts, drafts, progress).run(shards)
+
+
+def _training(tokens: Tokens) -> Contexts:
     contexts = tokens.split("train")
     if not contexts.n_rows:
         raise ActivationError("the training split has no eligible rows; check tokens.exclude and the corpora")
-    shard_rows = shard_rows_of(tokens.sized_by_rows, config.shard_tokens)
-    arrays = {site: _array(draft, subject.width(site), contexts, shard_rows, config) for site, draft in drafts.items()}
-    micro_batch = settle_micro_batch(drafts.values(), config.micro_batch)
-    wanted = shards if shards is not None else range(next(iter(arrays.values())).n_shards)
-    for site, draft in drafts.items():
-        take_over(draft, contexts, (earlier or {}).get(site), wanted, progress=progress)
-    missing = {i: [site for site, array in arrays.items() if not array.is_committed(i)] for i in wanted}
-    missing = {i: sites for i, sites in missing.items() if sites}
-    pace = _Pace(progress, contexts, done=contexts.n_rows - _rows_in(arrays, missing))
-    with BackgroundTasks() as writer:
-        for i, sites in missing.items():
-            span = span_of(contexts.row_offsets, next(iter(arrays.values())).rows(i))
-            shard = _Shard(i, span, {site: arrays[site] for site in sites}, config.dtype)
-            for ids_cl, mask_cl in micro_batches(contexts, span.first, span.last, micro_batch):
-                values = subject.run(ids_cl, sites)
-                pace.advance(shard.add(values, mask_cl), shard=i)
-            writer.submit(shard.write)
+    return contexts
 
 
-def settle_micro_batch(drafts: Collection[Draft], wanted: int) -> int:
-    """Reuse the micro-batch that drafts were begun with, or record `wanted` in those that are new.
+def _settle_outliers(
+    passes: Passes, contexts: Contexts, site: Site, draft: Draft, config: ActivationsConfig, earlier: Earlier | None
+) -> None:
+    if config.outliers is None:
+        return
+    multiple, known = config.outliers.norm_over_median, None
+    if earlier is not None and (found := OutlierLimit.of(earlier.activations)) is not None:
+        known = found if same_start(contexts, earlier.tokens, found.rows) else None
 
-    Raises:
-        ActivationError: the drafts were begun with different ones, so no pass can continue them together.
-    """
-    found = {int(draft.read_json(HARVEST)["micro_batch"]) for draft in drafts if draft.exists(HARVEST)}
-    if len(found) > 1:
-        raise ActivationError(f"drafts begun with micro-batches of {sorted(found)} contexts must be harvested apart")
-    micro_batch = found.pop() if found else wanted
-    for draft in drafts:
-        if not draft.exists(HARVEST):
-            draft.write_json(HARVEST, {"micro_batch": micro_batch})
-    return micro_batch
+    def measure() -> OutlierLimit:
+        prefix = slice(0, min(PREFIX_ROWS, contexts.n_rows))
+        return OutlierLimit.measure(passes.rows(prefix, [site], lambda _: None)[site], multiple)
 
-
-def micro_batches(contexts: Contexts, first: int, last: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids [c, L] and eligibility [c, L] of contexts `first` to `last`, `size` at a time; read in one go."""
-    ids_cl = torch.from_numpy(contexts.ids(first, last))
-    mask_cl = torch.from_numpy(contexts.row_mask(first, last))
-    for start in range(0, last - first, size):
-        yield ids_cl[start : start + size], mask_cl[start : start + size]
+    settle_limit(draft, known, measure)
 
 
-def _array(draft: Draft, width: int, contexts: Contexts, shard_rows: int, config: ActivationsConfig) -> ShardedArray:
-    check_shard_bytes(shard_rows, width, config.dtype)
-    return draft.array(ACTS, shape=(contexts.n_rows, width), dtype=config.dtype, shard_rows=shard_rows)
+class _Maker:
+    """Makes and commits shards of several sites; the next is computed while one is written."""
 
+    def __init__(self, passes: Passes, contexts: Contexts, drafts: Mapping[Site, Draft], progress: Progress) -> None:
+        self._passes, self._contexts, self._drafts, self._progress = passes, contexts, drafts, progress
+        self._arrays = {site: draft.array(ACTS) for site, draft in drafts.items()}
+        self._limits = {site: OutlierLimit.of(draft) for site, draft in drafts.items()}
 
-def _rows_in(arrays: Mapping[Site, ShardedArray], shards: Mapping[int, list[Site]]) -> int:
-    array = next(iter(arrays.values()))
-    return sum(array.rows(i).stop - array.rows(i).start for i in shards)
+    def run(self, shards: range | None) -> int:
+        array = next(iter(self._arrays.values()))
+        wanted = range(array.n_shards) if shards is None else shards
+        missing = [i for i in wanted if self._missing(i, self._arrays)]
+        rows = sum(array.rows(i).stop - array.rows(i).start for i in missing)
+        pace = _Pace(self._progress, self._contexts, done=self._contexts.n_rows - rows)
+        left: list[tuple[int, Site]] = []
+        n_made = 0
+        with BackgroundTasks() as writer:
+            for i in missing:
+                claims = ExitStack()
+                sites = self._claimed(i, claims)
+                left += [(i, site) for site in self._missing(i, self._arrays) if site not in sites]
+                if sites:
+                    writer.submit(self._made(i, sites, claims, pace))
+                    n_made += 1
+        return n_made + sum(self._made_after_all(i, site, pace) for i, site in left)
+
+    def _missing(self, i: int, sites: Iterable[Site]) -> list[Site]:
+        return [site for site in sites if not self._arrays[site].is_committed(i)]
+
+    def _claimed(self, i: int, claims: ExitStack) -> list[Site]:
+        """Sites at which the shard is this process's to make."""
+        found = []
+        for site in self._missing(i, self._arrays):
+            if (claim := self._drafts[site].claim(ACTS, i)) is not None:
+                claims.enter_context(claim)
+                found.append(site)
+        return self._missing(i, found)  # another may have committed it before it gave the claim back
+
+    def _made_after_all(self, i: int, site: Site, pace: _Pace) -> bool:
+        """Wait for whoever has claimed a shard; make it if that process died of it."""
+        pace.waits(i)
+        with ExitStack() as claims:
+            claims.enter_context(self._drafts[site].claim(ACTS, i, wait=True) or nullcontext())
+            if lost := self._missing(i, [site]):
+                self._made(i, lost, claims, pace)()
+        return bool(lost)
+
+    def _made(self, i: int, sites: list[Site], claims: ExitStack, pace: _Pace) -> Callable[[], None]:
+        """Compute a shard; the task that commits it, with moments and outliers as stored, and ends the claims."""
+        wanted = self._arrays[sites[0]].rows(i)
+        span = span_of(self._contexts.row_offsets, wanted)
+        rows = self._passes.rows(wanted, sites, partial(pace.advance, shard=i))
+        info = {"contexts": [span.first, span.last], MICRO_BATCH: self._passes.micro_batch}
+
+        def commit() -> None:
+            with claims:
+                for site in sites:
+                    x_rd = rows.pop(site)
+                    found = {} if (limit := self._limits[site]) is None else {OUTLIERS: limit.find(x_rd)}
+                    moments = Moments.of(x_rd).to_json()
+                    self._arrays[site].write_shard(i, to_numpy(x_rd), {"moments": moments, **info, **found})
+
+        return commit
 
 
 class _Pace:
@@ -125,48 +209,8 @@ class _Pace:
         self._done += rows
         self._progress.update(self._done, self._total, "tokens", **info)
 
-
-class _Shard:
-    """Shard i of several sites while it fills up."""
-
-    def __init__(self, i: int, span: Span, arrays: dict[Site, ShardedArray], dtype: str) -> None:
-        self._i, self._span, self._arrays, self._dtype = i, span, arrays, TORCH_DTYPES[dtype]
-        rows = next(iter(arrays.values())).rows(i)
-        self._n: int = rows.stop - rows.start
-        self._skip, self._filled = span.skip, 0
-        self._rows = {site: torch.empty(self._n, array.shape[1], dtype=self._dtype) for site, array in arrays.items()}
-
-    def add(self, values: Mapping[Site, Tensor], mask_cl: Tensor) -> int:
-        """Take over the eligible rows of a micro-batch that belong to this shard; returns how many."""
-        eligible = int(mask_cl.sum())
-        start = min(self._skip, eligible)
-        taken = min(eligible - start, self._n - self._filled)
-        self._skip -= start
-        for site, value_cld in values.items():
-            all_rows = mask_cl.numel() == eligible  # the usual case needs no gather
-            x_rd = value_cld.flatten(0, 1) if all_rows else value_cld[mask_cl.to(value_cld.device)]
-            self._rows[site][self._filled : self._filled + taken] = self._stored(site, x_rd[start : start + taken])
-        self._filled += taken
-        return taken
-
-    def _stored(self, site: Site, x_rd: Tensor) -> Tensor:
-        stored_rd = x_rd.to(self._dtype)
-        if self._dtype == torch.float16 and not bool(stored_rd.isfinite().all()):
-            lost = stored_rd.isinf() & x_rd.isfinite()
-            if bool(lost.any()):
-                raise ActivationOverflow(
-                    f"site {site}, shard {self._i}: an activation of {float(x_rd[lost].abs().max()):.6g} exceeds "
-                    f"float16's largest value, {torch.finfo(torch.float16).max:.0f}; "
-                    "set activations.dtype to bfloat16 or float32"
-                )
-        return stored_rd
-
-    def write(self) -> None:
-        """Commit the shard at every site, with moments of the rows as stored."""
-        for site, array in self._arrays.items():
-            rows = self._rows.pop(site)
-            info = {"moments": Moments.of(rows).to_json(), "contexts": [self._span.first, self._span.last]}
-            array.write_shard(self._i, to_numpy(rows), info)
+    def waits(self, shard: int) -> None:
+        self.advance(0, waits_for=shard)
 
 
 def to_numpy(rows: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

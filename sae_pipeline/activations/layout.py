@@ -11,13 +11,14 @@ import torch
 
 from sae_pipeline.activations.errors import ActivationError
 from sae_pipeline.store import Artefact, ShardedArray
+from sae_pipeline.store.array_format import default_chunk_rows
 from sae_pipeline.tokens import Contexts
 
 ACTS: Final = "acts"
 """Name of the array of activation rows."""
 
 HARVEST: Final = "harvest.json"
-"""The contexts of one forward pass, chosen at run time and able to change bits; and which shards were taken over."""
+"""What was chosen at run time and can change bits: micro-batch, limit for outliers; and the shards taken over."""
 
 MIN_SHARDS: Final = 16
 MAX_SHARD_BYTES: Final = 256 << 20
@@ -68,6 +69,17 @@ def span_of(row_offsets: npt.NDArray[np.int64], rows: slice) -> Span:
     first = int(np.searchsorted(row_offsets, rows.start, side="right")) - 1
     last = int(np.searchsorted(row_offsets, rows.stop, side="left"))
     return Span(first, last, rows.start - int(row_offsets[first]))
+
+
+def covering_shards(rows: int, n_rows: int, shard_rows: int) -> int:
+    """Number of leading shards that hold the first `rows` of `n_rows` rows."""
+    return -(-min(rows, n_rows) // shard_rows)
+
+
+def shard_file_bytes(shard_rows: int, width: int, dtype: str) -> int:
+    """Bytes of the file of a full shard: its rows, and for every inner chunk a checksum and an index entry."""
+    row_bytes = width * TORCH_DTYPES[dtype].itemsize
+    return shard_rows * row_bytes + shard_rows // default_chunk_rows(shard_rows, row_bytes) * (4 + 16) + 4
 
 
 def contexts_for_rows(contexts: Contexts, n_rows: int) -> int:

@@ -56,9 +56,14 @@ class Moments:
     @classmethod
     def of(cls, x_rd: Tensor) -> Moments:
         """Take the moments of rows [r, d] of any float dtype, two passes over each block of rows."""
-        starts = range(0, x_rd.shape[0], _BLOCK_ROWS)
-        blocks = (x_rd[start : start + _BLOCK_ROWS].double() for start in starts)
-        return cls.total(map(_of_block, blocks), d=x_rd.shape[1])
+        size = min(_BLOCK_ROWS, len(x_rd))
+        block_rd, scratch_rd = x_rd.new_empty(2, size, x_rd.shape[1], dtype=torch.float64)
+
+        def part(start: int) -> Moments:
+            n = min(_BLOCK_ROWS, len(x_rd) - start)
+            return _of_block(block_rd[:n].copy_(x_rd[start : start + n]), scratch_rd[:n])
+
+        return cls.total(map(part, range(0, len(x_rd), _BLOCK_ROWS)), d=x_rd.shape[1])
 
     @classmethod
     def total(cls, parts: Iterable[Moments], *, d: int) -> Moments:
@@ -96,7 +101,8 @@ class Moments:
         return cls(**{**value, **vectors})
 
 
-def _of_block(x_rd: Tensor) -> Moments:
+def _of_block(x_rd: Tensor, scratch_rd: Tensor) -> Moments:
+    """Moments of a few rows; both tensors are written over, for new ones would cost more than the sums."""
     rows, d = x_rd.shape
     finite_r = torch.isfinite(x_rd.sum(dim=1))  # float64 sums of what fits into float32 do not overflow
     if not bool(finite_r.all()):
@@ -104,26 +110,28 @@ def _of_block(x_rd: Tensor) -> Moments:
     count = x_rd.shape[0]
     if not count:
         return replace(Moments.empty(d), non_finite=rows)
+    scratch_rd, first_d, (low, high) = scratch_rd[:count], x_rd[0].clone(), x_rd.aminmax()
+    square_r = torch.square(x_rd, out=scratch_rd).sum(dim=1)
     # Shifting by the first row makes the spread of a dimension that never changes exactly 0.
-    mean_d, m2_d = _spread(x_rd - x_rd[0])
-    square_r = x_rd.square().sum(dim=1)
-    centred_rd = x_rd - x_rd.mean(dim=1, keepdim=True)
-    norm_r1 = centred_rd.norm(dim=1, keepdim=True)
-    unit_mean_d, unit_m2_d = _spread(centred_rd / norm_r1.masked_fill(norm_r1 == 0, 1.0))
+    mean_d, m2_d = _spread_(torch.sub(x_rd, first_d, out=scratch_rd))
+    x_rd.sub_(x_rd.mean(dim=1, keepdim=True))
+    norm_r1 = x_rd.norm(dim=1, keepdim=True)
+    unit_mean_d, unit_m2_d = _spread_(x_rd.div_(norm_r1.masked_fill(norm_r1 == 0, 1.0)))
     return Moments(
         count=count,
-        mean=(mean_d + x_rd[0]).cpu().numpy(),
+        mean=(mean_d + first_d).cpu().numpy(),
         m2=m2_d.cpu().numpy(),
         norm_sum=float(square_r.sqrt().sum()),
         sq_sum=float(square_r.sum()),
         unit_mean=unit_mean_d.cpu().numpy(),
         unit_m2=float(unit_m2_d.sum()),
         centred_norm_sum=float(norm_r1.sum()),
-        absmax=float(x_rd.abs().max()),
+        absmax=max(-float(low), float(high)),
         non_finite=rows - count,
     )
 
 
-def _spread(x_rd: Tensor) -> tuple[Tensor, Tensor]:
+def _spread_(x_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and Σ (x - mean)² over the rows, which are written over."""
     mean_d = x_rd.mean(dim=0)
-    return mean_d, (x_rd - mean_d).square().sum(dim=0)
+    return mean_d, x_rd.sub_(mean_d).square_().sum(dim=0)

@@ -1,7 +1,9 @@
 """Taking shards over from an earlier version of the activations: what the model made once it need not make again.
 
 Shard i of both versions holds the same bits if it covers the same rows of the same contexts, run by the same subject in
-the same micro-batches. That is compared, shard by shard; where the tokens come from is not asked.
+the same micro-batches. That is compared, shard by shard; where the tokens come from is not asked. Where a micro-batch
+did not fit into memory, the shards after it were made in smaller ones: as they would be here, where both were begun
+with the same; what a shard was made with goes with it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from sae_pipeline.activations.layout import ACTS, HARVEST, span_of
+from sae_pipeline.activations.micro_batch import MicroBatch
+from sae_pipeline.activations.outliers import OutlierLimit
 from sae_pipeline.store import Artefact, Damaged, Draft, Progress, ShardedArray, silent
 from sae_pipeline.tokens import Contexts, Tokens
 
@@ -67,8 +71,8 @@ def taken_over(source: Draft | Artefact) -> dict[str, list[int]]:
     return {identity: list(shards) for identity, shards in source.read_json(HARVEST).get(TAKEN, {}).items()}
 
 
-def _source(draft: Draft, array: ShardedArray, earlier: Earlier | None) -> ShardedArray | None:
-    """The earlier array, if made as this one is to be: subject, site, dtypes, micro-batch, size of a shard."""
+def made_alike(draft: Draft, earlier: Earlier | None) -> Earlier | None:
+    """The earlier version, if it was made as the draft is to be: subject, site, dtype, stage. None otherwise."""
     if earlier is None:
         return None
     made, here = earlier.activations.lineage, draft.lineage
@@ -76,11 +80,38 @@ def _source(draft: Draft, array: ShardedArray, earlier: Earlier | None) -> Shard
     if "config" not in here or [made.get(key) for key in keys] != [here[key] for key in keys]:
         return None
     try:
-        same_passes = earlier.activations.read_json(HARVEST)["micro_batch"] == draft.read_json(HARVEST)["micro_batch"]
-        found = earlier.activations.array(ACTS)
+        earlier.activations.read_json(HARVEST)
     except Damaged:
         return None
-    return found if same_passes and _form(found) == _form(array) else None
+    return earlier
+
+
+def same_start(contexts: Contexts, earlier: Tokens, n_rows: int) -> bool:
+    """Whether the first rows come from the same contexts in an earlier version of the tokens."""
+    try:
+        then = earlier.split("train")
+        span = span_of(contexts.row_offsets, slice(0, n_rows))
+        same = n_rows <= then.n_rows and span == span_of(then.row_offsets, slice(0, n_rows))
+        return same and _same(contexts, then, span.first, span.last)
+    except Damaged:
+        return False
+
+
+def _source(draft: Draft, array: ShardedArray, earlier: Earlier | None) -> ShardedArray | None:
+    """The earlier array, if its shards are as this one's are to be: micro-batch, outliers, types, size of a shard."""
+    alike = made_alike(draft, earlier)
+    if alike is None or _chosen(alike.activations) != _chosen(draft):
+        return None
+    try:
+        found = alike.activations.array(ACTS)
+    except Damaged:
+        return None
+    return found if _form(found) == _form(array) else None
+
+
+def _chosen(source: Draft | Artefact) -> tuple[object, ...]:
+    """What was chosen at run time; where a micro-batch shrank, the record of each shard says what it was made with."""
+    return MicroBatch.of(source).begun_with, OutlierLimit.of(source)
 
 
 def _form(array: ShardedArray) -> tuple[object, ...]:
@@ -94,7 +125,7 @@ def _covering_the_same(
     try:
         then = tokens.split("train")
         for i in shards:
-            if i < source.n_shards and source.rows(i) == array.rows(i):
+            if i < source.n_kept and source.rows(i) == array.rows(i):
                 span = span_of(contexts.row_offsets, array.rows(i))
                 if span == span_of(then.row_offsets, array.rows(i)) and _same(contexts, then, span.first, span.last):
                     yield i

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from sae_pipeline.activations import Moments, open_activations
+from sae_pipeline.activations import Moments, covering_shards, open_activations
+from sae_pipeline.dataset.copy import write_copy
 from sae_pipeline.dataset.covariance import covariance_of
 from sae_pipeline.dataset.gaussian import NULL, Gaussian, gaussian_checks
 from sae_pipeline.dataset.geometric_median import geometric_median
@@ -35,6 +36,8 @@ def build_dataset(
     document_of_context: Ints,
     resident_shards: int = RESIDENT_SHARDS,
     sample_rows: int = SAMPLE_ROWS,
+    statistics_prefix: int | None = None,
+    copy: bool = False,
     null: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -42,12 +45,16 @@ def build_dataset(
 
     `normaliser` is one of the five names; `row_offsets` (contexts + 1,) and `document_of_context` (contexts,) are those
     of the training split the activations were made from, to measure mixing. A view: no activation row is copied but the
-    `sample_rows` of the sample.
+    `sample_rows` of the sample; with `copy` it holds all rows, normalised (see `write_copy`).
+
+    Statistics, normaliser and sample are those of all rows; with `statistics_prefix` those of so many first rows,
+    rounded up to whole shards. Only `copy` reads other shards then.
 
     `null: gaussian_cov` makes a null dataset: gaussian.safetensors and null.json too, and the sample is drawn.
     """
     acts = open_activations(activations)
-    moments = merge_moments(acts)
+    n_rows = prefix_rows(acts, statistics_prefix)
+    moments = merge_moments(acts, n_rows)
     if moments.count == 0:
         raise PipelineError(f"{activations.path}: holds no finite row; see its data checks")
     fitted = Normaliser.fit(
@@ -58,12 +65,12 @@ def build_dataset(
     )
     order = ReadOrder(acts.n_rows, acts.shard_rows, seed, resident_shards)
     if null is None:
-        raw_rd = read_rows(acts, sample_of(acts.n_rows, sample_rows, seed), progress)
+        raw_rd = read_rows(acts, sample_of(n_rows, sample_rows, seed), progress)
         sample_rd, round_trip_error = _normalise_sample(fitted, raw_rd)
         mixing = measure_mixing(order, row_offsets, document_of_context)
         checks = {**vars(mixing), "round_trip_error": round_trip_error}
     else:
-        sample_rd, checks = _write_gaussian(draft, acts, fitted, moments, seed, min(sample_rows, acts.n_rows), progress)
+        sample_rd, checks = _write_gaussian(draft, acts, n_rows, fitted, moments, seed, sample_rows, progress)
     statistics = Statistics.from_moments(
         moments,
         fitted,
@@ -71,6 +78,10 @@ def build_dataset(
         sample_rows=len(sample_rd),
         sample_seed=seed,
     )
+    if copy:
+        write_copy(draft, acts, fitted, progress)
+    if n_rows < acts.n_rows:
+        checks["statistics_rows"] = n_rows
     draft.write_bytes("sample.npy", _npy(sample_rd))
     draft.write_json("normaliser.json", fitted.to_config())
     draft.write_json("statistics.json", statistics.to_json())
@@ -82,24 +93,33 @@ def build_dataset(
 def _write_gaussian(
     draft: Draft,
     acts: ShardedArray,
+    n_rows: int,
     normaliser: Normaliser,
     moments: Moments,
     seed: int,
     sample_rows: int,
     progress: Progress,
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """The Gaussian of the normalised rows into the draft; a sample drawn from it, and its checks."""
-    covariance = covariance_of(acts, normaliser, progress)
+    """The Gaussian of the first `n_rows` rows, normalised, into the draft; a sample drawn from it, and its checks."""
+    covariance = covariance_of(acts, normaliser, n_rows, progress)
     gaussian = Gaussian.of(covariance, seed)
     gaussian.write(draft, covariance)
-    sample_rd = gaussian.rows("sample", 0, sample_rows).numpy()
+    sample_rd = gaussian.rows("sample", 0, min(sample_rows, n_rows)).numpy()
     _, total_variance = normalised_moments(moments, normaliser)
     return sample_rd, {"null": NULL, **gaussian_checks(gaussian, covariance, sample_rd, total_variance)}
 
 
-def merge_moments(acts: ShardedArray) -> Moments:
-    """The exact moments of all rows, from those in the shards' commit records."""
-    parts = (Moments.from_json(acts.commit(i)["info"]["moments"]) for i in range(acts.n_shards))
+def prefix_rows(acts: ShardedArray, wanted: int | None) -> int:
+    """Rows of the shards that hold the first `wanted` rows; None: all rows."""
+    if wanted is None:
+        return acts.n_rows
+    return min(covering_shards(wanted, acts.n_rows, acts.shard_rows) * acts.shard_rows, acts.n_rows)
+
+
+def merge_moments(acts: ShardedArray, n_rows: int | None = None) -> Moments:
+    """The exact moments of the shards that make up the first `n_rows` rows (None: all), from their commit records."""
+    shards = range(-(-(acts.n_rows if n_rows is None else n_rows) // acts.shard_rows))
+    parts = (Moments.from_json(acts.commit(i)["info"]["moments"]) for i in shards)
     return Moments.total(parts, d=acts.shape[1])
 
 
@@ -128,11 +148,12 @@ def read_rows(acts: ShardedArray, rows: npt.NDArray[np.int64], progress: Progres
 def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
     """One row of what the data checks judge.
 
-    rows (counted in the moments), rows_expected (of the array), non_finite, constant_channels, total_variance,
-    mean_norm, absmax, normaliser, factor, sample_rows, sample_non_finite, round_trip_error (largest, relative to the
-    row's norm), same_context_ratio and same_document_ratio (1 is perfect mixing), same_context_excess (the first over
-    the number of groups, which is what whole contexts in one shard allow: about 1 whatever the sizes), resident_shards,
-    n_shards. Of a null dataset, in place of what begins with round_trip_error: null, and what `gaussian_checks` names.
+    rows (counted in the moments), rows_expected (of the array, or of a prefix's shards), non_finite, constant_channels,
+    total_variance, mean_norm, absmax, normaliser, factor, sample_rows, sample_non_finite, round_trip_error (largest,
+    relative to the row's norm), same_context_ratio and same_document_ratio (1 is perfect mixing), same_context_excess
+    (the first over the number of groups, which is what whole contexts in one shard allow: about 1 whatever the sizes),
+    resident_shards, n_shards. Of a null dataset, in place of what begins with round_trip_error: null, and what
+    `gaussian_checks` names.
     """
     order = ReadOrder.from_json(draft.read_json("order.json"))
     statistics, fitted = draft.read_json("statistics.json"), draft.read_json("normaliser.json")
@@ -140,7 +161,7 @@ def audit_frame(draft: Draft | Artefact) -> pd.DataFrame:
     sample_rd = np.load(draft.file("sample.npy"), allow_pickle=False)
     row = {
         "rows": statistics["count"],
-        "rows_expected": order.n_rows,
+        "rows_expected": checks.pop("statistics_rows", order.n_rows),
         **{name: statistics[name] for name in ("non_finite", "constant_channels")},
         **{name: _number(statistics[name]) for name in ("total_variance", "mean_norm", "absmax")},
         "normaliser": fitted["name"],

@@ -52,18 +52,24 @@ class Covariance:
         return self.m2_dd / max(1, self.count)
 
 
-def covariance_of(acts: ShardedArray, normaliser: Normaliser, progress: Progress = silent) -> Covariance:
-    """Moments of the rows of `acts` as training sees them, normalised in float32; rows that are not finite left out."""
-    return reduce(Covariance.merge, map(Covariance.of, _blocks(acts, normaliser, progress)), _start(acts))
+def covariance_of(
+    acts: ShardedArray, normaliser: Normaliser, n_rows: int | None = None, progress: Progress = silent
+) -> Covariance:
+    """Moments of the first `n_rows` rows of `acts` (None: of all) as training sees them, normalised in float32.
+
+    Rows that are not finite are left out.
+    """
+    n_rows = acts.n_rows if n_rows is None else n_rows
+    return reduce(Covariance.merge, map(Covariance.of, _blocks(acts, normaliser, n_rows, progress)), _start(acts))
 
 
 def _start(acts: ShardedArray) -> Covariance:
     return Covariance.empty(acts.shape[1])
 
 
-def _blocks(acts: ShardedArray, normaliser: Normaliser, progress: Progress) -> Iterator[Floats]:
-    for start in range(0, acts.n_rows, acts.chunk_rows):
-        stop = min(start + acts.chunk_rows, acts.n_rows)
+def _blocks(acts: ShardedArray, normaliser: Normaliser, n_rows: int, progress: Progress) -> Iterator[Floats]:
+    for start in range(0, n_rows, acts.chunk_rows):
+        stop = min(start + acts.chunk_rows, n_rows)
         u_rd = normaliser.normalise(torch.from_numpy(acts.read_float32(start, stop)))[0].double()
         yield u_rd[u_rd.sum(1).isfinite()].numpy()
-        progress.update(stop, acts.n_rows, "rows")
+        progress.update(stop, n_rows, "rows")

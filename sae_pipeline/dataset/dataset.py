@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sae_pipeline.activations import open_activations
+from sae_pipeline.activations import Window, open_activations
+from sae_pipeline.dataset.copy import ROWS
 from sae_pipeline.dataset.gaussian import RECORD, Gaussian
 from sae_pipeline.dataset.normaliser import Normaliser
 from sae_pipeline.dataset.order import Group, ReadOrder
 from sae_pipeline.dataset.prefetch import Prefetch
 from sae_pipeline.dataset.statistics import Statistics
-from sae_pipeline.store import Artefact, PipelineError, ShardedArray
-
-BLOCK_ROWS = 2048  # rows normalised at once on a CPU, to stay in its cache
-
+from sae_pipeline.store import Artefact, PipelineError
 
 T = TypeVar("T")
 Buffer = npt.NDArray[Any]
@@ -30,10 +28,21 @@ Buffer = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """The normalised rows x_bd (float32) of training step `step`."""
+    """The normalised rows x_bd (float32) of training step `step`; `step + 1` is where a later stream goes on."""
 
     step: int
     x_bd: Tensor
+
+
+class Source(Protocol):
+    """Where rows are read from: an array, or a window that makes those that are not there."""
+
+    dtype: np.dtype[Any]
+    logical_dtype: str
+
+    def read(self, start: int, stop: int, out: Buffer | None = None) -> Buffer:
+        """Rows `start` to `stop` as they are stored, verified; into `out` if it is given."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class _Pool:
 class Dataset:
     """The training rows of one site, normalised as they are read. Make one with `Dataset.open`.
 
+    A dataset that holds a copy of its rows reads these, and does not normalise again.
+
     A null dataset hands out draws from its `gaussian` instead. They never were activations, so that nothing has to be
     normalised: its normaliser is `none`, and so is that of every autoencoder trained on it.
     """
@@ -54,29 +65,37 @@ class Dataset:
     def __init__(
         self,
         artefact: Artefact,
-        acts: ShardedArray,
+        source: Source,
         normaliser: Normaliser,
         statistics: Statistics,
         order: ReadOrder,
         gaussian: Gaussian | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
         self.artefact, self.statistics, self.order, self.gaussian = artefact, statistics, order, gaussian
-        self.normaliser = normaliser if gaussian is None else Normaliser("none", normaliser.d)
-        self._acts = acts
+        as_is = Normaliser("none", normaliser.d)
+        self.normaliser = normaliser if gaussian is None else as_is
+        self._to_apply = as_is if ROWS in artefact.arrays else normaliser
+        self._source, self._turn = source, turn or nullcontext()
 
     @classmethod
-    def open(cls, artefact: Artefact, activations: Artefact) -> Dataset:
-        """Open a published dataset over the activations it was built from."""
+    def open(cls, artefact: Artefact, activations: Artefact, window: Window | None = None) -> Dataset:
+        """Open a published dataset over the activations it was built from.
+
+        Where these were published under a window, it takes the open `window` to read more than their first shards. Then
+        one stream of batches may be open at a time, and its consumer holds the window's `turn` between two batches.
+        """
         order: dict[str, Any] = artefact.read_json("order.json")
         if order["activations"] != activations.identity:
             raise PipelineError(f"{artefact.path}: was built from other activations than {activations.path}")
         return cls(
             artefact,
-            open_activations(activations),
+            artefact.array(ROWS) if ROWS in artefact.arrays else window or open_activations(activations),
             Normaliser.from_config(artefact.read_json("normaliser.json")),
             Statistics.from_json(artefact.read_json("statistics.json")),
             ReadOrder.from_json(order),
             Gaussian.open(artefact) if artefact.exists(RECORD) else None,
+            window and window.turn,
         )
 
     @property
@@ -111,7 +130,14 @@ class Dataset:
         if self.gaussian is not None:
             return _ahead(partial(_drawn, self.gaussian, batch, first_step, n_steps, torch.device(device)), prefetch)
         make = partial(self._make, batch, first_step, n_steps, torch.device(device), prefetch > 0)
-        return _ahead(make, prefetch)
+        return self._in_turn(_ahead(make, prefetch))
+
+    def _in_turn(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """The batches, with the turn held while their consumer is at work on one."""
+        with closing(batches):
+            for batch in batches:
+                with self._turn:
+                    yield batch
 
     def _make(self, batch: int, first_step: int, n_steps: int, device: torch.device, threaded: bool) -> Iterator[Batch]:
         first, last = first_step * batch, (first_step + n_steps) * batch
@@ -126,7 +152,8 @@ class Dataset:
                     parts.append(pool.rows.index_select(0, pool.order[place : place + take]))
                     place, missing = place + take, missing - take
                     if missing == 0:
-                        yield Batch(step, self._normalise(parts))
+                        raw_bd = parts[0] if len(parts) == 1 else torch.cat(parts)
+                        yield Batch(step, self._to_apply.rows(raw_bd))
                         step, parts, missing = step + 1, [], batch
                 if pool.buffer is not None:
                     free.append(pool.buffer)
@@ -140,7 +167,7 @@ class Dataset:
 
     def _buffer(self) -> Buffer:
         return np.empty(
-            (min(self.order.resident_shards * self.order.shard_rows, self.n_rows), self.d), self._acts.dtype
+            (min(self.order.resident_shards * self.order.shard_rows, self.n_rows), self.d), self._source.dtype
         )
 
     def _load(self, group: Group, device: torch.device, buffer: Buffer) -> _Pool:
@@ -148,23 +175,13 @@ class Dataset:
         for i in group.shards:
             shard = self.order.shard_slice(i)
             stop = start + shard.stop - shard.start
-            self._acts.read(shard.start, shard.stop, out=rows[start:stop])
+            self._source.read(shard.start, shard.stop, out=rows[start:stop])
             start = stop
         tensor = torch.from_numpy(rows)
-        if self._acts.logical_dtype == "bfloat16":
+        if self._source.logical_dtype == "bfloat16":
             tensor = tensor.view(torch.bfloat16)
         order = torch.from_numpy(self.order.pooled(group))
         return _Pool(group, tensor.to(device), buffer if device.type == "cpu" else None, order.to(device))
-
-    def _normalise(self, parts: list[Tensor]) -> Tensor:
-        raw_bd = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if raw_bd.device.type != "cpu":
-            return self.normaliser.normalise(raw_bd.float())[0]
-        x_bd = torch.empty(raw_bd.shape, dtype=torch.float32)
-        for start in range(0, len(raw_bd), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            x_bd[block] = self.normaliser.normalise(raw_bd[block].float())[0]
-        return x_bd
 
 
 def _drawn(gaussian: Gaussian, batch: int, first_step: int, n_steps: int, device: torch.device) -> Iterator[Batch]:

@@ -18,6 +18,8 @@ NAMES = PER_TOKEN + ONE_SCALAR
 # A row whose spread is below this share of its norm is constant but for rounding: float32 has 2^-24 per value.
 _FLAT = 2.0**-20
 
+_BLOCK_ROWS = 2048  # rows normalised at once on a CPU, to stay in its cache
+
 
 class Scale(NamedTuple):
     """What `normalise` took out of each row, shape (..., 1): x = u * norm + mean."""
@@ -83,6 +85,19 @@ class Normaliser:
         flat = norm <= _FLAT * self.d**0.5 * mean.abs()
         norm = torch.where(flat, 1.0, norm / self.factor)
         return centred / norm, Scale(mean, norm)
+
+    def rows(self, raw_rd: Tensor) -> Tensor:
+        """Stored rows (r, d) of any float dtype, normalised to float32; a row's bits do not depend on those beside it.
+
+        In blocks on a CPU, to stay in its cache.
+        """
+        if raw_rd.device.type != "cpu":
+            return self.normalise(raw_rd.float())[0]
+        u_rd = torch.empty(raw_rd.shape, dtype=torch.float32)
+        for start in range(0, len(raw_rd), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            u_rd[block] = self.normalise(raw_rd[block].float())[0]
+        return u_rd
 
     def denormalise(self, u: Tensor, scale: Scale) -> Tensor:
         """Normalised rows (..., d) back to the raw scale, each by its own row of `scale`."""

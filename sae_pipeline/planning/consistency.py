@@ -23,7 +23,7 @@ def refuse_contradictions(study: Study, widths: Mapping[Site, int], sites: Mappi
         sites: resolved site of each site key as the study writes it.
     """
     specs = {text: expand(study, site, text, widths[site]) for text, site in sites.items()}
-    found = [*_corpora(study), *_recipes(study, specs), *_metrics(study), *_sites(study, specs)]
+    found = [*_corpora(study), *_rows(study, widths), *_recipes(study, specs), *_metrics(study), *_sites(study, specs)]
     if found:
         raise PipelineError(f"study {study.study!r} contradicts itself:\n  " + "\n  ".join(found))
 
@@ -33,6 +33,26 @@ def _corpora(study: Study) -> Iterator[str]:
         for name in ("subset", "revision"):
             if getattr(corpus, name) is not None and not corpus.source.startswith("hf:"):
                 yield f"corpora: {corpus.name}.{name} belongs to hf: sources only; leave it out"
+
+
+def _rows(study: Study, widths: Mapping[Site, int]) -> Iterator[str]:
+    from sae_pipeline.activations.layout import shard_file_bytes, shard_rows_of
+    from sae_pipeline.activations.window import retain_of, window_shards
+
+    config, dataset = study.activations, study.dataset
+    if dataset.copy_ and config.retain != "all":
+        yield (
+            "dataset.copy: it keeps all rows, twice as wide, which activations.retain is to save; leave one of them out"
+        )
+    if dataset.copy_ and dataset.null is not None:
+        yield f"dataset.copy: there are no rows to copy where dataset.null: {dataset.null} draws them; leave it out"
+    shard_rows = shard_rows_of(study.tokens.train, config.shard_tokens)
+    for width in sorted(set(widths.values())):
+        try:
+            shard_bytes = shard_file_bytes(shard_rows, width, config.dtype)
+            window_shards(retain_of(config), dataset.resident_shards, shard_bytes)
+        except PipelineError as error:
+            yield str(error)
 
 
 def _recipes(study: Study, specs: dict[str, dict[str, AutoencoderSpec]]) -> Iterator[str]:

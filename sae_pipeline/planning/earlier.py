@@ -39,7 +39,10 @@ def bytes_kept(lineage: Lineage, node: Node, outputs: Outputs, pointers: Pointer
     if node.asset != "activations" or CONTINUES not in lineage["tokens"].record:
         return 0
     earlier = next(_candidates(lineage, node, outputs, pointers), None)
-    if earlier is None or earlier.summary.get("micro_batch") != lineage.study.activations.micro_batch:
+    if earlier is None:
+        return 0
+    begun_with = earlier.summary.get("micro_batch_begun_with", earlier.summary.get("micro_batch"))
+    if begun_with != lineage.study.activations.micro_batch:
         return 0
     shards = int(earlier.summary["shards"])
     return earlier.n_bytes * (shards - 1) // shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sae_pipeline.planning.facts import Facts
@@ -20,7 +21,10 @@ _SHARE_OF_GEMM = 0.25  # what the demo reached of a plain matrix product: 32 TFL
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a plan; `tokens` are rows of activations read or made, `bytes_` lie on disk afterwards."""
+    """One line of a plan; `tokens` are rows of activations read or made, `bytes_` lie on disk afterwards.
+
+    The line `window` is what `activations.retain` leaves to training: rows made then, and the most that lies there.
+    """
 
     what: str
     partitions: int
@@ -79,7 +83,7 @@ def make_plan(study: Study, facts: Facts, flops_per_s: float | None = None) -> P
 def _token_bytes(study: Study, facts: Facts) -> int:
     """Ids of every context, and for each context its document, start and length."""
     tokens = study.tokens
-    contexts = (tokens.train + tokens.held_out) / tokens.context
+    contexts = (tokens.train_tokens + tokens.held_out) / tokens.context
     return round(contexts * (tokens.context * (2 if facts.vocab_size <= 2**16 else 4) + 4 + 8 + 4))
 
 
@@ -87,20 +91,52 @@ def _stored(rows: int, width_bytes: int) -> int:
     return rows * width_bytes + -(-rows // _CHUNK_ROWS) * _CRC_PER_CHUNK
 
 
+def _windowed(study: Study, d: int, specs: Collection[AutoencoderSpec]) -> tuple[int, int, int]:
+    """Rows of activations that are retained; under a window its bytes, and the rows made for training (at most).
+
+    Training reads once for each batch size, and once more for what is finetuned. A shard that was read before is found
+    again if it is among those that the window holds.
+    """
+    from sae_pipeline.activations.layout import covering_shards, shard_file_bytes, shard_rows_of
+    from sae_pipeline.activations.window import retain_of, window_shards
+
+    config, train = study.activations, study.tokens.train
+    if config.retain == "all" or config.statistics_rows is None:
+        return train, 0, 0
+    shard_rows = shard_rows_of(train, config.shard_tokens)
+    pinned = min(train, covering_shards(config.statistics_rows, train, shard_rows) * shard_rows)
+    if study.dataset.null is not None or pinned == train:
+        return pinned, 0, 0
+    shard_bytes = shard_file_bytes(shard_rows, d, config.dtype)
+    shards = window_shards(retain_of(config), study.dataset.resident_shards, shard_bytes) or 0
+    passes = {(spec.batch, spec.parent is None): 0 for spec in specs}
+    for spec in specs:
+        run = (spec.batch, spec.parent is None)
+        passes[run] = max(passes[run], spec.tokens)
+    left = train - pinned
+    read, held = sum(passes.values()) * left // train, min(left, shards * shard_rows)
+    made = min(read, left) + max(0, read - left) * (left - held) // left
+    return pinned, -(-held // shard_rows) * shard_bytes, made
+
+
 def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, AutoencoderSpec]) -> list[Row]:
     d, train, held_out = facts.widths[site], study.tokens.train, min(study.evaluation.tokens, study.tokens.held_out)
     forward = 2.0 * _block_parameters(facts) * (site.layer + 1)
+    row_flops = forward * study.tokens.train_tokens / train  # `per_context` takes a few rows of a whole context
+    kept, window_bytes, made = _windowed(study, d, specs.values())
     whole = 2.0 * facts.n_params
     null = study.dataset.null is not None
-    dataset_bytes = min(study.dataset.sample_rows, train) * d * 4 + null * _gaussian_bytes(d)
+    dataset_bytes = min(study.dataset.sample_rows, kept) * d * 4 + null * _gaussian_bytes(d)
+    dataset_bytes += _stored(train, d * 4) if study.dataset.copy_ else 0
     metrics = len(study.evaluation.metrics)
     resumed = max(whole - forward, 0.0)
     spliced = "downstream" in study.evaluation.metrics
     encode = sum(2.0 * spec.n * d for spec in specs.values())
     return [
-        Row(f"activations {site}", 1, train, _stored(train, d * _ITEM_BYTES[study.activations.dtype]), forward * train),
+        Row(f"activations {site}", 1, kept, _stored(kept, d * _ITEM_BYTES[study.activations.dtype]), row_flops * kept),
         Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + _SCORE_BYTES), 4 * whole * held_out),
-        Row(f"dataset {site}", 1, train, dataset_bytes, null * 2.0 * d**2 * train),
+        Row(f"dataset {site}", 1, kept, dataset_bytes, null * 2.0 * d**2 * kept),
+        *([Row(f"window {site}", 0, made, window_bytes, row_flops * made)] if made else []),
         Row(
             f"autoencoder {site}",
             len(specs),

@@ -172,7 +172,7 @@ def _check_shards(lineage: Lineage, waiting: Sequence[Node]) -> None:
 
 def _check_disk(lineage: Lineage, outputs: Outputs, pointers: Pointers, waiting: Sequence[Node]) -> None:
     place = next(_folders(outputs, lineage.study.study, ()))
-    there = 0
+    there = _in_windows(lineage, outputs, waiting)
     for node in waiting:
         in_draft = disk_use(outputs.artefact_dir(node.stage, node.key, node.identity))[0]
         there += max(in_draft, bytes_kept(lineage, node, outputs, pointers))
@@ -186,6 +186,15 @@ def _check_disk(lineage: Lineage, outputs: Outputs, pointers: Pointers, waiting:
         )
 
 
+def _in_windows(lineage: Lineage, outputs: Outputs, waiting: Sequence[Node]) -> int:
+    """Bytes that lie in the windows of the sites at which there is something to train."""
+    from sae_pipeline.activations.window import FOLDER
+
+    sites = {node.name.split("/")[1] for node in waiting if node.asset == "autoencoder"}
+    nodes = [lineage[f"activations/{site}"] for site in sites]
+    return sum(disk_use(outputs.artefact_dir(node.stage, node.key, node.identity) / FOLDER)[0] for node in nodes)
+
+
 def bytes_to_make(lineage: Lineage, plan: Plan, waiting: Sequence[Node]) -> int:
     """Bytes on disk that making these nodes takes at the worst moment, by the plan; drafts that are there not counted.
 
@@ -197,10 +206,10 @@ def bytes_to_make(lineage: Lineage, plan: Plan, waiting: Sequence[Node]) -> int:
     names = [node.name for node in waiting]
     total = 0.0
     for row in plan.rows:
-        share = sum(_belongs(name, row.what) for name in names) / max(1, row.partitions)
+        share = min(1.0, sum(_belongs(name, row.what) for name in names) / max(1, row.partitions))
         total += share * row.bytes_ * (1 + _CHECKPOINT * row.what.startswith("autoencoder "))
     tokens = lineage.study.tokens
-    return round(total) + ("tokens" in names) * _TOKEN_BYTES * (tokens.train + tokens.held_out)
+    return round(total) + ("tokens" in names) * _TOKEN_BYTES * (tokens.train_tokens + tokens.held_out)
 
 
 def _belongs(name: str, what: str) -> bool:
@@ -209,7 +218,12 @@ def _belongs(name: str, what: str) -> bool:
     asset, _, path = name.partition("/")
     if not label or path.partition("/")[0] not in (site, ""):
         return name == what
-    return {"metrics": asset.startswith("eval_"), _LAST: asset in _LAST_ASSETS}.get(label, asset == label)
+    of_label = {
+        "metrics": asset.startswith("eval_"),
+        _LAST: asset in _LAST_ASSETS,
+        "window": asset == "autoencoder",
+    }
+    return of_label.get(label, asset == label)
 
 
 def _check_corpora(lineage: Lineage, root: Path, progress: Progress) -> None:

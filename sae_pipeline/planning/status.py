@@ -16,6 +16,7 @@ from sae_pipeline.planning.staleness import is_current
 from sae_pipeline.store import Outputs, Pointers, read_json
 from sae_pipeline.store.disk import disk_use
 from sae_pipeline.store.locks import holder
+from sae_pipeline.store.repairs import REPAIRS
 
 State = Literal["current", "in progress", "rejected", "stale", "never made"]
 STATES: Final[tuple[State, ...]] = ("current", "in progress", "rejected", "stale", "never made")
@@ -56,6 +57,7 @@ class NodeState:
         warnings: limits of the gate that were missed and do not block.
         attempt: the unfinished draft of it.
         n_bytes: on disk, of the version in use and of what the study asks for.
+        remade: shards of the version in use that were made again with other bits (`sae-pipeline repair`).
     """
 
     name: str
@@ -64,6 +66,7 @@ class NodeState:
     reason: str | None = None
     warnings: tuple[str, ...] = ()
     attempt: Attempt | None = None
+    remade: int = 0
 
     @property
     def asset(self) -> str:
@@ -170,7 +173,8 @@ def _state(node: Node, outputs: Outputs, pointers: Pointers, named: Mapping[str,
     missed = list(_missed(node, gates / gate_file(node.name)))
     warnings = tuple(_sentence(verdict) for verdict in missed if verdict["severity"] != "block")
     if is_current(node, outputs, pointers):
-        return NodeState(node.name, "current", n_bytes, warnings=warnings)
+        remade = sum(1 for _ in (in_use / REPAIRS).glob("*/*.json"))
+        return NodeState(node.name, "current", n_bytes, warnings=warnings, remade=remade)
     attempt = _attempt(node, wanted)
     reason = "; ".join(_sentence(verdict) for verdict in missed if verdict["severity"] == "block") or None
     state: State = "stale" if node.name in named else "never made"

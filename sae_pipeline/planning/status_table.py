@@ -19,6 +19,7 @@ def render_status(status: StudyStatus) -> str:
     stopped = [_attempt(node, attempt) for node, attempt in attempts if attempt.pid is None]
     rejected = [f"{node.name}  {node.reason}" for node in status.nodes if node.state == "rejected"]
     warnings = [f"{node.name}  {warning}" for node in status.nodes for warning in node.warnings]
+    remade = [f"{node.name}  {node.remade} shards" for node in status.nodes if node.remade]
     lines = [
         f"Study {status.study} in {status.folder}",
         *([f"null control: {status.null} (docs/nulls.md)"] if status.null else []),
@@ -27,6 +28,7 @@ def render_status(status: StudyStatus) -> str:
         *_section("stopped; the next run goes on from there", stopped),
         *_section("rejected at the gate", rejected),
         *_section("warnings", warnings),
+        *_section("damaged once, and made again with other bits within tolerance", remade),
         *_champions(status.champions),
     ]
     if any(node.state == "stale" for node in status.nodes):

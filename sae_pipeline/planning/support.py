@@ -36,12 +36,8 @@ def unsupported(study: Study) -> Iterator[str]:
 
 
 def _activations(study: Study) -> Iterator[str]:
-    if study.activations.retain != "all":
-        yield "activations.retain other than all"
-    if study.activations.statistics_prefix is not None:
-        yield "activations.statistics_prefix; statistics are exact over all rows"
-    if study.activations.outliers is not None:
-        yield "activations.outliers"
+    if study.activations.outliers is not None and study.activations.outliers.action == "drop":
+        yield "activations.outliers.action: drop; write action: flag, which counts and shows them and keeps every row"
 
 
 def _training(study: Study) -> Iterator[str]:

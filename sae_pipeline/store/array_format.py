@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import os
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from sae_pipeline.store import atomic
+from sae_pipeline.store.atomic import Bytes
 from sae_pipeline.store.errors import Damaged, PipelineError
+from sae_pipeline.store.storage import LOCAL, InMemory, Ranges, Storage
 
 FORMAT = 1
 MAX_CHUNK_ROWS = 4096
 MAX_CHUNK_BYTES = 16 << 20
-_ABSENT = 2**64 - 1
+ABSENT = 2**64 - 1
+CRC_BYTES = 4
+METADATA = "zarr.json"
+CODECS: Final[dict[str, tuple[Any, ...]]] = {
+    "none": (),
+    "zstd": (ZstdCodec(level=1),),
+    "blosc-lz4": (BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),),
+}
+"""What may be applied to a chunk before its crc32c; none by default (benchmarks/store.py: what they save and cost)."""
 _FLOATS = ("float16", "bfloat16", "float32")
 
 
@@ -31,6 +41,18 @@ class ShardSeal:
     n_bytes: int
     index_crc32c: str
     chunk_crc32c: tuple[str, ...]
+
+    def check_outside(self, path: Path, n_bytes: int, index_crc32c: str) -> None:
+        """Compare the size and the index checksum of a file; `Damaged` if they are not as sealed."""
+        if n_bytes != self.n_bytes:
+            raise Damaged(path, f"has {n_bytes} bytes, {self.n_bytes} were committed")
+        if index_crc32c != self.index_crc32c:
+            raise Damaged(path, "its checksums are not the committed ones; it was changed or exchanged with another")
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> ShardSeal:
+        """The seal that a commit record or a repair record vouches for."""
+        return cls(record["bytes"], record["index_crc32c"], tuple(record["chunk_crc32c"]))
 
 
 def storage_dtype(dtype: str) -> np.dtype[Any]:
@@ -53,36 +75,47 @@ def decode_float32(x: npt.NDArray[Any], logical_dtype: str) -> npt.NDArray[np.fl
     return np.asarray(x, np.float32)
 
 
-def read_seal(path: Path, n_chunks: int) -> ShardSeal:
-    """The seal of a shard file of `n_chunks` inner chunks; `Damaged` if it is missing or its index is broken."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise Damaged(path, "missing: the file of this shard is not there") from None
-    try:
-        return _read_seal(fd, path, n_chunks)
-    finally:
-        os.close(fd)
+def read_seal(file: Ranges, path: Path, n_chunks: int) -> ShardSeal:
+    """The seal of an open shard file with places for `n_chunks` inner chunks; `Damaged` if its index is broken."""
+    entries, crc = read_index(file, path, n_chunks)
+    trailers = [bytearray(CRC_BYTES) for _ in entries]
+    for (offset, length), trailer in zip(entries, trailers, strict=True):
+        file.read_into(offset + length - CRC_BYTES, trailer)
+    return ShardSeal(file.n_bytes, crc, tuple(trailer.hex() for trailer in trailers))
 
 
-def _read_seal(fd: int, path: Path, n_chunks: int) -> ShardSeal:
-    size, n_index = os.fstat(fd).st_size, 16 * n_chunks
-    footer = os.pread(fd, n_index + 4, max(0, size - n_index - 4))
-    index, crc = footer[:n_index], footer[n_index:]
-    if google_crc32c.value(index) != int.from_bytes(crc, "little") or len(crc) != 4:
-        raise Damaged(path, f"its chunk index ({size} bytes in the file) is cut short or changed")
+def read_index(file: Ranges, path: Path, n_chunks: int) -> tuple[list[tuple[int, int]], str]:
+    """(offset, length) of every inner chunk that is there, and the crc32c of the index (hex); `Damaged` if broken."""
+    index, crc = bytearray(16 * n_chunks), bytearray(CRC_BYTES)
+    offset = file.n_bytes - len(index) - CRC_BYTES
+    if offset >= 0:
+        file.read_into(offset, index, crc)
+    if offset < 0 or google_crc32c.value(bytes(index)) != int.from_bytes(crc, "little"):
+        raise Damaged(path, f"its chunk index ({file.n_bytes} bytes in the file) is cut short or changed")
     entries = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
-    trailers = (os.pread(fd, 4, offset + length - 4) for offset, length in entries if offset != _ABSENT)
-    return ShardSeal(size, crc.hex(), tuple(trailer.hex() for trailer in trailers))
+    return [(offset, length) for offset, length in entries if offset != ABSENT], crc.hex()
 
 
 def create_array(
-    root: Path, name: str, *, shape: tuple[int, ...], dtype: str, shard_rows: int, chunk_rows: int | None = None
+    root: Path,
+    name: str,
+    *,
+    shape: tuple[int, ...],
+    dtype: str,
+    shard_rows: int,
+    chunk_rows: int | None = None,
+    codec: str = "none",
+    storage: Storage = LOCAL,
 ) -> None:
-    """Write the metadata of a new array at `<root>/<name>/zarr.json`; FileExistsError if it is there."""
+    """Write the metadata of a new array at `<root>/<name>/zarr.json`; FileExistsError if it is there.
+
+    `codec` is one of `CODECS`. Whatever it is, the crc32c of what is stored ends every chunk.
+    """
     stored = storage_dtype(dtype)
     if not shape or min(shape) < 1 or shard_rows < 1:
         raise PipelineError(f"array {name}: shape {shape} and shard_rows {shard_rows} must be positive")
+    if codec not in CODECS:
+        raise PipelineError(f"array {name}: codec {codec!r} is unknown; use one of {', '.join(CODECS)}")
     row_bytes = stored.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     chunk_rows = chunk_rows or default_chunk_rows(shard_rows, row_bytes)
     if shard_rows % chunk_rows:
@@ -95,13 +128,25 @@ def create_array(
         chunks=(chunk_rows, *shape[1:]),
         shards=(shard_rows, *shape[1:]),
         filters=None,
-        compressors=[Crc32cCodec()],
+        compressors=[*CODECS[codec], Crc32cCodec()],
         fill_value=0,
         attributes={"logical_dtype": dtype if dtype == "bfloat16" else stored.name},
     )
     # Zarr would not make its file durable, so the bytes go through our own writer.
-    atomic.make_dir(root / name)
-    atomic.create(root / name / "zarr.json", memory._store_dict["zarr.json"].to_bytes())
+    storage.prepare([root / name])
+    storage.create(root / name / METADATA, memory._store_dict[METADATA].to_bytes())
+
+
+def encode_shard(zarr_json: bytes, x: npt.NDArray[Any]) -> tuple[list[Bytes], ShardSeal]:
+    """The one part of the file that Zarr makes of the rows of a shard, in an array with this metadata; and its seal."""
+    metadata = json.loads(zarr_json) | {"shape": x.shape}
+    store: dict[str, Any] = {METADATA: Buffer.from_bytes(json.dumps(metadata).encode())}
+    array = zarr.open_array(MemoryStore(store), mode="r+")
+    # Zarr would leave out chunks of zeros, and one that is not there must always mean damage.
+    array.with_config({"write_empty_chunks": True})[...] = x
+    (data,) = (value.to_bytes() for name, value in store.items() if name != METADATA)
+    n_chunks = array.shards[0] // array.chunks[0]
+    return [data], read_seal(InMemory(data), Path(METADATA), n_chunks)
 
 
 def default_chunk_rows(shard_rows: int, row_bytes: int) -> int:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_pipeline.store import atomic
 from sae_pipeline.store.array_format import FORMAT
-from sae_pipeline.store.errors import Damaged, NewerFormat, NotPublished, PathError, PipelineError
+from sae_pipeline.store.errors import Damaged, NewerFormat, NotPublished, PipelineError
 from sae_pipeline.store.sharded_array import ShardedArray
+
+if TYPE_CHECKING:
+    from sae_pipeline.store.reread import Damage
 
 ARTEFACT = "artefact.json"
 EAGER_BYTES = 1 << 20  # files up to this size are hashed when the artefact is opened, larger ones when first asked for
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is not as published, and why."""
-
-    path: Path
-    cause: str
 
 
 class Artefact:
@@ -48,7 +40,7 @@ class Artefact:
         1 MiB; larger files and shards are checked when they are read.
         """
         path = Path(path)
-        artefact = cls(path, _read_document(path))
+        artefact = cls(path, read_document(path))
         for name, entry in artefact._files.items():
             artefact._check_size(name)
             if entry["bytes"] <= EAGER_BYTES:
@@ -71,6 +63,10 @@ class Artefact:
     def arrays(self) -> list[str]:
         """Names of the arrays, sorted."""
         return sorted(self._arrays)
+
+    def listing(self, name: str) -> list[dict[str, Any]]:
+        """What `artefact.json` lists for the shards of an array (docs/format.md), in order."""
+        return self._arrays[name]
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name was published."""
@@ -97,32 +93,9 @@ class Artefact:
 
     def verify(self) -> list[Damage]:
         """Read everything again, every shard's rows included, and list what is not as published."""
-        found: list[Damage] = []
-        self._try(found, self._check_document)
-        for name in self.files:
-            self._try(found, partial(self._check_file, name))
-        for name in self.arrays:
-            self._verify_array(name, found)
-        return found
+        from sae_pipeline.store.reread import Reread  # which reads artefacts
 
-    def _verify_array(self, name: str, found: list[Damage]) -> None:
-        try:
-            array = self.array(name)
-        except PipelineError:
-            return  # zarr.json is among the files and has been reported
-        for i in range(array.n_shards):
-            self._try(found, partial(array.read_shard, i))
-
-    @staticmethod
-    def _try(found: list[Damage], check: Callable[[], object]) -> None:
-        try:
-            check()
-        except PathError as error:
-            found.append(Damage(error.path, error.cause))
-
-    def _check_document(self) -> None:
-        if _read_document(self.path)["identity"] != self.identity:
-            raise Damaged(self.path / ARTEFACT, "is not the one that was opened")
+        return list(Reread(self.path).damage())
 
     def _check_file(self, name: str) -> None:
         self._check_size(name)
@@ -144,7 +117,8 @@ class Artefact:
         self._checked.add(name)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """What the `artefact.json` of a folder says; NotPublished, Damaged or NewerFormat."""
     file = path / ARTEFACT
     try:
         data = file.read_bytes()

@@ -13,11 +13,14 @@ import math
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sae_pipeline.store.errors import Damaged
 
+Bytes = bytes | bytearray | memoryview
+"""Whatever holds bytes one after the other."""
 _SEAL = re.compile(rb'\{"checksum": "([0-9a-f]{64})",\n')
 
 
@@ -51,7 +54,7 @@ def make_dir(path: Path) -> None:
 
 def create(path: Path, data: bytes) -> None:
     """Write a new file; FileExistsError if the name is taken, and then nothing changes."""
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, [data])
     try:
         os.link(temporary, path)
     finally:
@@ -59,19 +62,27 @@ def create(path: Path, data: bytes) -> None:
     fsync_dir(path.parent)
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file, replacing one of that name: readers see the old bytes or the new, never a mixture."""
-    os.replace(_write_temporary(path, data), path)
+def replace(path: Path, *parts: Bytes) -> None:
+    """Write a file of these parts, replacing one of that name: readers see the old bytes or the new, never a mixture.
+
+    Whoever has the old file open, or linked under another name, keeps it.
+    """
+    os.replace(_write_temporary(path, parts), path)
     fsync_dir(path.parent)
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+def view_of(data: Bytes) -> memoryview:
+    """The bytes themselves, to be cut without a copy."""
+    return memoryview(data).cast("B")
+
+
+def _write_temporary(path: Path, parts: Iterable[Bytes]) -> Path:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        for view in map(view_of, parts):
+            while view:  # the system may take less than it is given, and never takes more than 2 GiB
+                view = view[os.write(fd, view) :]
         os.fsync(fd)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -55,6 +55,17 @@ def collect(outputs: Outputs, policy: Policy) -> Collected:
     return Collected(tuple(work.deleted), tuple(work.failed), found.notes)
 
 
+def set_aside(outputs: Outputs, folder: Path) -> Path:
+    """Move an artefact or a draft into its stage's trash, where the next collection deletes it; returns where it is.
+
+    Raises:
+        Busy: a process is at work on it.
+        FileNotFoundError: it is not there.
+    """
+    with outputs.collecting():
+        return _to_trash(folder)
+
+
 class _Work:
     def __init__(self) -> None:
         self.busy: set[Path] = set()

@@ -1,9 +1,14 @@
-"""A draft: an attempt at an artefact that can be killed, resumed, and at last published."""
+"""A draft: an attempt at an artefact that can be killed, resumed, and at last published.
+
+One process holds it alone; or several share it, who commit shards and nothing else, each shard under a claim.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -12,17 +17,24 @@ from typing import Any, Self
 from sae_pipeline.store import atomic
 from sae_pipeline.store.array_format import FORMAT, create_array, storage_dtype
 from sae_pipeline.store.artefact import ARTEFACT, Artefact
-from sae_pipeline.store.errors import PipelineError
+from sae_pipeline.store.errors import Busy, PipelineError
+from sae_pipeline.store.listing import list_file, list_shards
 from sae_pipeline.store.locks import FileLock
+from sae_pipeline.store.repairs import REPAIRS
 from sae_pipeline.store.sharded_array import ShardedArray
 
 DRAFT = "draft.json"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_RESERVED = {ARTEFACT, DRAFT, "commits"}
+_RESERVED = {ARTEFACT, DRAFT, "commits", REPAIRS}
+_CLAIMS, _PREPARED = ".claims", ".prepared"
 
 
 class Draft:
-    """An unpublished artefact under construction; `open` it, write, `publish`. Holds its folder's lock while open."""
+    """An unpublished artefact under construction; `open` it, write, `publish`. Holds its folder's lock while open.
+
+    To divide the work among processes, the first opens it, makes its arrays and files, and calls `share`; others
+    `join`. All of them then commit shards under claims. Who publishes opens it alone, once they are done.
+    """
 
     def __init__(self, path: Path, document: dict[str, Any], lock: FileLock) -> None:
         self.path = path
@@ -30,7 +42,9 @@ class Draft:
         self.key: str = document["key"]
         self.identity: str = document["identity"]
         self.lineage: dict[str, Any] = document["lineage"]
-        self._lock = lock
+        self._lock, self._shared = lock, False
+        self._claims: list[FileLock] = []
+        self._kept: dict[str, int] = {}
 
     @classmethod
     def open(cls, path: Path, *, stage: str, key: str, identity: str, lineage: dict[str, Any]) -> Draft:
@@ -49,8 +63,65 @@ class Draft:
             lock.release()
             raise
 
+    @classmethod
+    def join(cls, path: Path, *, stage: str, key: str, identity: str, lineage: dict[str, Any]) -> Draft | None:
+        """Open a draft that others share; None if nobody has made it ready for that yet: then it takes an `open`.
+
+        Raises Busy if a process holds it alone (see `wait`), PipelineError as `open` does.
+        """
+        path = Path(path)
+        lock = _lock_folder(path, shared=True)
+        try:
+            _refuse_published(path)
+            if not (path / _PREPARED).exists():
+                lock.release()
+                return None
+            wanted = {"format": FORMAT, "stage": stage, "key": key, "identity": identity, "lineage": lineage}
+            draft = cls(path, _create_or_resume(path / DRAFT, wanted), lock)
+        except BaseException:
+            lock.release()
+            raise
+        draft._shared = True
+        lock.sign()
+        return draft
+
+    @staticmethod
+    def wait(path: Path) -> None:
+        """Wait until no process holds a draft alone."""
+        _lock_folder(Path(path), shared=True, wait=True).release()
+
+    def share(self) -> None:
+        """Let others join. Its arrays and files must be made; from here on only shards can be committed, under claims.
+
+        Raises PipelineError if it was published, or taken away, in the moment in which nobody held it.
+        """
+        self._must_hold()
+        atomic.replace(self.path / _PREPARED, b"")
+        self._shared = True
+        if not self._lock.share():
+            raise PipelineError(f"{self.path}: this draft was moved away; open it again")
+        _refuse_published(self.path)
+
+    def claim(self, array: str, i: int, *, wait: bool = False) -> contextlib.AbstractContextManager[object] | None:
+        """The right to make shard i of an array; a context that ends it. None if another process has it.
+
+        Needed where the draft is shared. It ends with the process too, however that dies. Ask again afterwards whether
+        the shard is committed. `wait`: until the other process is done with the shard, or dead.
+        """
+        self._must_hold()
+        if not self._shared:
+            return contextlib.nullcontext()
+        try:
+            claim = self._locked(f"{array}/{i}", wait=wait)
+        except Busy:
+            return None
+        self._claims = [*(held for held in self._claims if held.held), claim]
+        return claim
+
     def close(self) -> None:
-        """Release the lock; what was written stays, to be resumed."""
+        """Release the lock and all claims; what was written stays, to be resumed."""
+        for claim in self._claims:
+            claim.release()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -81,11 +152,11 @@ class Draft:
         if shape is None or dtype is None or shard_rows is None:
             if new:
                 raise PipelineError(f"{path}: no such array; pass shape, dtype and shard_rows to make it")
-            return ShardedArray(self.path, name, before_write=self._must_hold)
+            return self._array(name)
         if new:
-            self._must_hold()
+            self._must_be_alone()
             create_array(self.path, name, shape=shape, dtype=dtype, shard_rows=shard_rows, chunk_rows=chunk_rows)
-        array = ShardedArray(self.path, name, before_write=self._must_hold)
+        array = self._array(name)
         logical = dtype if dtype == "bfloat16" else storage_dtype(dtype).name
         found = (array.shape, array.logical_dtype, array.shard_rows, array.chunk_rows)
         wanted = (tuple(shape), logical, shard_rows, chunk_rows or array.chunk_rows)
@@ -94,6 +165,14 @@ class Draft:
                 f"{path}: exists with (shape, dtype, shard rows, chunk rows) {found}, asked for {wanted}"
             )
         return array
+
+    def keep(self, name: str, n_shards: int) -> None:
+        """Publish the first `n_shards` shards of an array and no others; those that are committed are deleted."""
+        self._must_be_alone()
+        array = self.array(name)
+        for i in range(n_shards, array.n_shards):
+            array.evict(i)
+        self._kept[name] = n_shards
 
     def file(self, name: str) -> Path:
         """The path of a file of this draft (which need not exist); refuses names outside it and reserved ones."""
@@ -106,13 +185,20 @@ class Draft:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file, atomically and durably."""
-        self._must_hold()
-        atomic.make_dir(self.file(name).parent)
-        atomic.replace(self.file(name), data)
+        self._must_be_alone()
+        self._replace(name, data)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write or replace a JSON file (see `write_json_atomic` for what becomes of numpy values and NaN)."""
         self.write_bytes(name, atomic.dumps(value).encode() + b"\n")
+
+    def update_json(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Replace the value in a JSON file by `change` of it; others that share the draft do so before or after."""
+        self._must_hold()
+        with self._locked(name, wait=True) if self._shared else contextlib.nullcontext():
+            found = self.read_json(name)
+            if (value := change(found)) != found:
+                self._replace(name, atomic.dumps(value).encode() + b"\n")
 
     def read_json(self, name: str) -> Any:
         """The value in a JSON file of this draft."""
@@ -124,19 +210,27 @@ class Draft:
 
     def remove(self, name: str) -> None:
         """Delete a file that shall not be published, such as a checkpoint; no error if it is not there."""
-        self._must_hold()
+        self._must_be_alone()
         self.file(name).unlink(missing_ok=True)
+
+    def remove_array(self, name: str) -> None:
+        """Delete an array with everything committed in it, to make it anew in another shape; no error if not there."""
+        self._must_be_alone()
+        path = self.file(name)
+        for folder in (self.path / "commits" / name, path):  # a shard without its record does not count
+            shutil.rmtree(folder, ignore_errors=True)
+            atomic.fsync_dir(self.path)
 
     def publish(self, summary: dict[str, Any]) -> Artefact:
         """Make everything durable, list it in `artefact.json` by create-if-absent, release the lock.
 
         Raises PipelineError if a shard of an array is not committed, Damaged if one is not as committed.
         """
-        self._must_hold()
+        self._must_be_alone()
         names = sorted(path.parent.name for path in self.path.glob("*/zarr.json"))
-        arrays = {name: _list_shards(ShardedArray(self.path, name)) for name in names}
+        arrays = {name: list_shards(self._array(name)) for name in names}
         self._sweep(names)
-        files = {name: _list_file(self.path / name) for name in self._file_names(names)}
+        files = {name: list_file(self.path / name) for name in self._file_names(names)}
         self._sync_folders()
         document = {
             "format": FORMAT,
@@ -153,21 +247,41 @@ class Draft:
         self.close()
         return Artefact.open(self.path)
 
+    def _array(self, name: str) -> ShardedArray:
+        return ShardedArray(self.path, name, before_write=self._must_hold, kept=self._kept.get(name))
+
     def _must_hold(self) -> None:
         if not self._lock.held:
             raise PipelineError(f"{self.path}: this draft is closed; open it again to write")
 
+    def _must_be_alone(self) -> None:
+        self._must_hold()
+        if self._shared:
+            raise PipelineError(f"{self.path}: others may be at work on this draft; open it alone to change it")
+
+    def _replace(self, name: str, data: bytes) -> None:
+        atomic.make_dir(self.file(name).parent)
+        atomic.replace(self.file(name), data)
+
+    def _locked(self, name: str, *, wait: bool) -> FileLock:
+        path = self.path / _CLAIMS / name
+        atomic.make_dir(path.parent)
+        return FileLock(path, wait=wait)
+
     def _sweep(self, arrays: list[str]) -> None:
-        """Delete what crashed writers left: our hidden temporaries and Zarr's partial files."""
+        """Delete claims, and what crashed writers left: our hidden temporaries and Zarr's partial files."""
+        shutil.rmtree(self.path / _CLAIMS, ignore_errors=True)
+        (self.path / _PREPARED).unlink(missing_ok=True)
         partial = (path for name in arrays for path in (self.path / name / "c").rglob("*.partial"))
         for path in [*self.path.rglob(".*.tmp"), *partial]:
             path.unlink()
 
     def _file_names(self, arrays: list[str]) -> list[str]:
-        """Everything but the lock, the commit records and the shards, which are listed with their arrays."""
+        """Everything but hidden files, the commit records and the shards, which are listed with their arrays."""
         shards = {(name, "c") for name in arrays}
         found = [path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file()]
-        listed = [file for file in found if file.parts[0] not in (".lock", "commits") and file.parts[:2] not in shards]
+        own = [file for file in found if file.parts[0] != "commits" and not file.parts[0].startswith(".")]
+        listed = [file for file in own if file.parts[:2] not in shards]
         return sorted(file.as_posix() for file in listed)
 
     def _sync_folders(self) -> None:
@@ -176,11 +290,11 @@ class Draft:
             atomic.fsync_dir(folder)
 
 
-def _lock_folder(path: Path) -> FileLock:
+def _lock_folder(path: Path, *, shared: bool = False, wait: bool = False) -> FileLock:
     while True:
         atomic.make_dir(path)
         with contextlib.suppress(FileNotFoundError):  # an old attempt that was cleared away before we had its lock
-            return FileLock(path / ".lock")
+            return FileLock(path / ".lock", shared=shared, wait=wait)
 
 
 def _refuse_published(path: Path) -> None:
@@ -198,28 +312,3 @@ def _create_or_resume(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 f"{path.parent}: holds a draft with {field} {found[field]!r}, not {wanted[field]!r}; use another folder"
             )
     return found
-
-
-def _list_shards(array: ShardedArray) -> list[dict[str, Any]]:
-    missing = [i for i in range(array.n_shards) if not array.is_committed(i)]
-    if missing:
-        some = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
-        raise PipelineError(f"array {array.name}: {len(missing)} of {array.n_shards} shards are not committed ({some})")
-    return [_list_shard(array, i) for i in range(array.n_shards)]
-
-
-def _list_shard(array: ShardedArray, i: int) -> dict[str, Any]:
-    array.check_shard(i)
-    record, path = array.commit(i), array.commit_path(i)
-    return {
-        "bytes": record["bytes"],
-        "index_crc32c": record["index_crc32c"],
-        "commit_bytes": path.stat().st_size,
-        "commit_sha256": atomic.sha256_file(path),
-    }
-
-
-def _list_file(path: Path) -> dict[str, Any]:
-    # Libraries write safetensors and parquet here themselves; durability is ours to give.
-    atomic.fsync_file(path)
-    return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}

@@ -132,7 +132,7 @@ class _Folder:
     def inputs(self) -> Iterator[str]:
         """First 12 digits of every identity that its lineage names."""
         if self.document is not None:
-            yield from (identity[:12] for identity in _identities(self.document["lineage"]))
+            yield from (identity[:12] for identity in identities(self.document["lineage"]))
 
     def describe(self, kind: Kind, reason: str) -> Garbage:
         n_bytes, written_at_s = disk_use(self.path)
@@ -269,10 +269,11 @@ def _named_by_pointers(outputs: Outputs) -> tuple[set[Path], set[str]]:
     return {(outputs.root / name).resolve() for name in names}, shorts
 
 
-def _identities(lineage: Any) -> Iterator[str]:
+def identities(lineage: Any) -> Iterator[str]:
+    """Every identity that a lineage names, however deep."""
     if isinstance(lineage, dict | list):
         for value in lineage.values() if isinstance(lineage, dict) else lineage:
-            yield from _identities(value)
+            yield from identities(value)
     elif isinstance(lineage, str) and _IDENTITY.fullmatch(lineage):
         yield lineage
 

@@ -1,4 +1,4 @@
-"""One writer at a time: an flock that the kernel releases when its holder dies."""
+"""Who may write: an flock, exclusive or shared, that the kernel releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -27,21 +27,40 @@ class FileLock:
             os.close(self._fd)
             self._fd = None
             self._fd = _acquire(path, flags)
-        self._shared = shared
+        self._path = path
         if not shared:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+            self.sign()
 
     @property
     def held(self) -> bool:
         """Whether this object still holds the lock."""
         return self._fd is not None
 
+    def sign(self) -> None:
+        """Write this process's id into the file; a shared lock bears the id of the last that signed."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, _signature(), 0)
+
+    def share(self) -> bool:
+        """Make an exclusive lock a shared one. False, and nothing is held, if the file was moved away meanwhile.
+
+        Others may get it exclusively in between: this waits for them, and they may have changed what it guards.
+        """
+        if self._fd is None:
+            return False
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        if not _is_at(self._path, self._fd):
+            self.release()
+        else:
+            self.sign()
+        return self.held
+
     def release(self) -> None:
         """Give the lock back; the file stays (deleting it would let two processes lock different files)."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            if not self._shared:
+            if os.pread(fd, 32, 0) == _signature():
                 os.ftruncate(fd, 0)
             os.close(fd)
 
@@ -54,14 +73,17 @@ class FileLock:
         self.release()
 
 
+def _signature() -> bytes:
+    return str(os.getpid()).encode()
+
+
 def _acquire(path: Path, flags: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, flags)
     except BlockingIOError:
-        pid = os.read(fd, 32).decode(errors="replace").strip()
         os.close(fd)
-        raise Busy(path.parent, pid) from None
+        raise Busy(path.parent, str(holder(path) or "")) from None
     return fd
 
 
@@ -73,9 +95,9 @@ def _is_at(path: Path, fd: int) -> bool:
 
 
 def holder(path: Path) -> int | None:
-    """Process id of the live holder of an exclusive lock, read from the file; takes no lock, so it disturbs nobody.
+    """Process id of the live holder that signed a lock, read from the file; takes no lock, so it disturbs nobody.
 
-    None if nobody holds it: a holder that was killed leaves its id behind, so the process it names must be alive and
+    None if nobody signed it: a holder that was killed leaves its id behind, so the process it names must be alive and
     older than the lock. For a decision that must not be wrong take the lock: a holder on another machine is not seen.
     """
     try:

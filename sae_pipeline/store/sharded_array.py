@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.buffer.cpu import NDBuffer
-from zarr.storage import LocalStore
 
-from sae_pipeline.store import atomic
-from sae_pipeline.store.array_format import FORMAT, ShardSeal, decode_float32, read_seal
+from sae_pipeline.store import atomic, direct
+from sae_pipeline.store.array_format import FORMAT, METADATA, ShardSeal, decode_float32, encode_shard, read_seal
 from sae_pipeline.store.errors import Damaged, NewerFormat, PipelineError
+from sae_pipeline.store.repairs import read_repair
+from sae_pipeline.store.storage import LOCAL, Ranges, Storage
 
 
 class ShardedArray:
@@ -31,7 +30,8 @@ class ShardedArray:
 
     The array lies at `<root>/<name>/` and plain `zarr.open` reads it; commit records lie at
     `<root>/commits/<name>/<shard>.json`. `listing` is the published list of shards, or None in a draft, which passes
-    `before_write`, a function that raises when nothing may be written any more.
+    `before_write`, a function that raises when nothing may be written any more, and `kept`, the number of first shards
+    that it is going to publish (None: all).
     """
 
     def __init__(
@@ -41,16 +41,21 @@ class ShardedArray:
         *,
         listing: list[dict[str, Any]] | None = None,
         before_write: Callable[[], None] | None = None,
+        kept: int | None = None,
+        storage: Storage = LOCAL,
     ) -> None:
         self.name, self._listing, self._before_write = name, listing, before_write
-        self._path, self._commits = root / name, root / "commits" / name
-        self._zarr = self._open_zarr(read_only=before_write is None)
+        self._kept = kept if listing is None else len(listing)
+        self._path, self._commits, self._storage = root / name, root / "commits" / name, storage
+        self._zarr = self._open_zarr()
+        self._packing = direct.Packing.of(self._zarr)
         self.shape: tuple[int, ...] = tuple(self._zarr.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._zarr.dtype)
         self.logical_dtype = str(self._zarr.attrs["logical_dtype"])
         self.shard_rows: int = self._zarr.shards[0]
         self.chunk_rows: int = self._zarr.chunks[0]
         self._seals: dict[int, ShardSeal] = {}
+        self._prepared: set[Path] = set()
 
     @property
     def n_rows(self) -> int:
@@ -61,6 +66,11 @@ class ShardedArray:
     def n_shards(self) -> int:
         """Number of shards, the last one perhaps shorter."""
         return -(-self.n_rows // self.shard_rows)
+
+    @property
+    def n_kept(self) -> int:
+        """Number of shards that are or will be here, the first ones: fewer than `n_shards` under a window."""
+        return self.n_shards if self._kept is None else self._kept
 
     def rows(self, i: int) -> slice:
         """The rows of shard i."""
@@ -78,7 +88,7 @@ class ShardedArray:
 
     def is_committed(self, i: int) -> bool:
         """Whether shard i counts: its bytes are durable and its record exists."""
-        return self.commit_path(i).exists()
+        return self._storage.exists(self.commit_path(i))
 
     def write_shard(self, i: int, x: npt.NDArray[Any], info: dict[str, Any] | None = None) -> bool:
         """Write and commit shard i; False, and nothing changes, if it is committed already.
@@ -92,10 +102,9 @@ class ShardedArray:
             raise PipelineError(f"{self._path}: shard {i} needs {expected} of {self.dtype}, got {x.shape} of {x.dtype}")
         if self.is_committed(i):
             return False
-        self._write_bytes(i, rows, x)
-        seal = self._inspect(i)
-        if len(seal.chunk_crc32c) != -(-len(x) // self.chunk_rows):
-            raise Damaged(self.shard_path(i), f"Zarr stored {len(seal.chunk_crc32c)} chunks of {len(x)} rows")
+        parts, seal = direct.pack(x, self._packing) if self._packing else encode_shard(self._metadata(), x)
+        self._prepare(i)
+        self._storage.put(self.shard_path(i), parts)
         record = {
             "format": FORMAT,
             "array": self.name,
@@ -128,28 +137,38 @@ class ShardedArray:
         if self.is_committed(i):
             return False
         other.read_shard(i)
-        record, path = other.commit(i), self._free(i)
-        try:
-            os.link(other.shard_path(i), path)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(other.shard_path(i), path)
-        self._make_durable(path)
-        if self._inspect(i) != _seal_of(record):
+        record, path = other.commit(i), self.shard_path(i)
+        self._prepare(i)
+        self._storage.copy(other.shard_path(i), path)
+        if self._inspect(i) != ShardSeal.of(record):
             raise Damaged(path, f"is not the shard it was copied from, {other.shard_path(i)}; try again")
         self._commit(i, record)
         return True
 
+    def evict(self, i: int) -> None:
+        """Delete shard i of a draft, if it is there: its record first, so that a crash leaves it uncommitted."""
+        self._must_write()
+        self._seals.pop(i, None)
+        self._storage.remove(self.commit_path(i))
+        self._storage.remove(self.shard_path(i))
+
     def _form(self, i: int) -> tuple[object, ...]:
-        """What must be equal for a shard of one array to be one of another: name, rows, shape and type of the rest."""
+        """What must be equal for a shard of one array to be one of another: name, rows, shape and type, codecs."""
         rows = self.rows(i)
         sizes = (self.shard_rows, self.chunk_rows)
-        return (self.name, (rows.start, rows.stop), self.shape[1:], self.logical_dtype, sizes)
+        codecs = tuple(codec.to_dict()["name"] for codec in self._zarr.metadata.codecs[0].codecs)
+        return (self.name, (rows.start, rows.stop), self.shape[1:], self.logical_dtype, sizes, codecs)
 
     def commit(self, i: int) -> dict[str, Any]:
         """The commit record of shard i (its `info` is the writer's); `Damaged` if it is missing or not as written."""
         path, (a, b) = self.commit_path(i), (self.rows(i).start, self.rows(i).stop)
+        if i >= self.n_kept:
+            raise PipelineError(
+                f"{self._path}: shard {i} is not kept, only the first {self.n_kept} of {self.n_shards} are, because "
+                "activations.retain is not `all`; the others are made for training and are gone afterwards"
+            )
         try:
-            data = path.read_bytes()
+            data = self._storage.read(path)
         except FileNotFoundError:
             raise Damaged(path, f"missing: shard {i} was never committed, or its record was deleted") from None
         record = atomic.unseal(path, data)
@@ -161,12 +180,17 @@ class ShardedArray:
             raise Damaged(path, "is not the record that was published")
         return record
 
+    def repair(self, i: int) -> dict[str, Any] | None:
+        """The record of the shard that was made again in place of shard i; None if that is as it was committed."""
+        if self._listing is None:
+            return None
+        return read_repair(self._path.parent, self.name, i, self._listing[i]["commit_sha256"])
+
     def check_shard(self, i: int) -> None:
         """Compare a shard's size and stored checksums with its record, without reading the rows; else `Damaged`."""
         path, expected = self.shard_path(i), self._seal(i)
         found = self._inspect(i)
-        if found.n_bytes != expected.n_bytes:
-            raise Damaged(path, f"has {found.n_bytes} bytes, {expected.n_bytes} were committed")
+        expected.check_outside(path, found.n_bytes, found.index_crc32c)
         if found != expected:
             raise Damaged(path, "its checksums are not the committed ones; it was changed or exchanged with another")
 
@@ -188,11 +212,7 @@ class ShardedArray:
         elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise PipelineError(f"{self._path}: `out` must be a C-contiguous {self.dtype} array of shape {shape}")
         for i, a, b in self._pieces(start, stop):
-            self.check_shard(i)
-            try:
-                self._zarr.get_basic_selection(slice(a, b), out=NDBuffer.from_numpy_array(out[a - start : b - start]))
-            except (ValueError, OSError) as error:
-                raise Damaged(self.shard_path(i), f"cannot be read: {error}") from error
+            self._read_piece(i, a, b, out[a - start : b - start])
         return out
 
     def read_float32(self, start: int, stop: int) -> npt.NDArray[np.float32]:
@@ -206,55 +226,66 @@ class ShardedArray:
             yield i, start, end
             start = end
 
-    def _open_zarr(self, *, read_only: bool) -> Any:
-        store = LocalStore(self._path, read_only=read_only)
+    def _read_piece(self, i: int, start: int, stop: int, out: npt.NDArray[Any]) -> None:
+        if self._packing:
+            seal = self._seal(i)
+            with self._shard(i) as file:
+                direct.unpack(file, self.shard_path(i), seal, self._packing, start - i * self.shard_rows, out)
+            return
+        self.check_shard(i)
         try:
-            found = zarr.open_array(store, mode="r" if read_only else "r+")
+            self._zarr.get_basic_selection(slice(start, stop), out=NDBuffer.from_numpy_array(out))
+        except (ValueError, OSError) as error:
+            raise Damaged(self.shard_path(i), f"cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def _shard(self, i: int) -> Iterator[Ranges]:
+        """The file of shard i; that it is not there, or cannot be read to its end, is damage that names it."""
+        path = self.shard_path(i)
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._storage.ranges(path))
+            except FileNotFoundError:
+                raise Damaged(path, "missing: the file of this shard is not there") from None
+            try:
+                yield file
+            except (OSError, EOFError) as error:
+                raise Damaged(path, f"cannot be read: {error}") from error
+
+    def _open_zarr(self) -> Any:
+        try:
+            found = zarr.open_array(self._storage.for_zarr(self._path), mode="r")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            raise Damaged(self._path / "zarr.json", f"cannot be opened as a Zarr array: {error}") from error
+            raise Damaged(self._path / METADATA, f"cannot be opened as a Zarr array: {error}") from error
         if found.shards is None or "logical_dtype" not in found.attrs:
-            raise Damaged(self._path / "zarr.json", "is not a sharded array of this pipeline")
-        # Zarr would leave out a shard of zeros, and a missing file must always mean damage.
-        return found.with_config({"write_empty_chunks": True})
+            raise Damaged(self._path / METADATA, "is not a sharded array of this pipeline")
+        return found
+
+    def _metadata(self) -> bytes:
+        return self._storage.read(self._path / METADATA)
 
     def _must_write(self) -> None:
         if self._before_write is None:
             raise PipelineError(f"{self._path}: this array is read-only; what is published never changes")
         self._before_write()
 
-    def _write_bytes(self, i: int, rows: slice, x: npt.NDArray[Any]) -> None:
-        path = self._free(i)
-        self._zarr[rows] = x
-        self._make_durable(path)
-
-    def _free(self, i: int) -> Path:
-        """The path of shard i with nothing there: what a crash left is uncommitted, and may be another array's file.
-
-        Zarr would read it back before writing over it.
-        """
-        path = self.shard_path(i)
-        atomic.make_dir(path.parent)
-        path.unlink(missing_ok=True)
-        return path
+    def _prepare(self, i: int) -> None:
+        """Make the folders of a shard and its record; what was made durable once is not again."""
+        shard_dir = self.shard_path(i).parent
+        folders = {self._path, self._path / "c", shard_dir, self._commits.parent, self._commits} - self._prepared
+        self._storage.prepare(sorted(folders))
+        self._prepared |= folders
 
     def _commit(self, i: int, record: dict[str, Any]) -> None:
-        atomic.make_dir(self._commits)
         with contextlib.suppress(FileExistsError):  # another writer made the same shard meanwhile
-            atomic.create(self.commit_path(i), atomic.seal(record))
-
-    def _make_durable(self, path: Path) -> None:
-        atomic.fsync_file(path)
-        for folder in (path.parent, *path.parent.parents[: len(self.shape)]):
-            atomic.fsync_dir(folder)
+            self._storage.create(self.commit_path(i), atomic.seal(record))
 
     def _seal(self, i: int) -> ShardSeal:
         if i not in self._seals:
-            self._seals[i] = _seal_of(self.commit(i))
+            record = self.commit(i)
+            self._seals[i] = ShardSeal.of(self.repair(i) or record)
         return self._seals[i]
 
     def _inspect(self, i: int) -> ShardSeal:
-        return read_seal(self.shard_path(i), self.shard_rows // self.chunk_rows)
-
-
-def _seal_of(record: dict[str, Any]) -> ShardSeal:
-    return ShardSeal(record["bytes"], record["index_crc32c"], tuple(record["chunk_crc32c"]))
+        with self._shard(i) as file:
+            return read_seal(file, self.shard_path(i), self.shard_rows // self.chunk_rows)

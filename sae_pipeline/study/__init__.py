@@ -1,14 +1,13 @@
 """Studies: one YAML file, validated; keys of sites and autoencoders; identities."""
 
 from sae_pipeline.study.autoencoder_spec import AutoencoderSpec, expand
+from sae_pipeline.study.data import ActivationsConfig, DatasetConfig
 from sae_pipeline.study.identity import VERSIONS, canonical_json, identity_of, lineage_record
 from sae_pipeline.study.keys import WHERE, Site, autoencoder_key, resolve_site
 from sae_pipeline.study.load import StudyError, load_study
 from sae_pipeline.study.models import (
-    ActivationsConfig,
     Autoencoders,
     Corpus,
-    DatasetConfig,
     EvaluationConfig,
     Gates,
     ScalingConfig,

@@ -9,19 +9,6 @@ from pydantic import Field
 from sae_pipeline.study.parts import Bytes, Count, Name, Part, Ratio
 
 
-class Retain(Part):
-    """Keep at most this many bytes of activation shards: made ahead of the trainer, consumed, evicted."""
-
-    window: Bytes
-
-
-class Outliers(Part):
-    """Rows whose norm is this many times the median's, and what becomes of them."""
-
-    norm_over_median: Annotated[float, Field(gt=1)] = 10.0
-    action: Literal["drop", "flag"] = "drop"
-
-
 class StopRule(Part):
     """Give up a member whose dead share exceeds `dead` once `after` of its budget is spent."""
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sae_pipeline.study.agreement import check_agreement
-from sae_pipeline.study.ahead import Budget, EvaluationSource, Outliers, Retain, Retrain, StopRule
+from sae_pipeline.study.ahead import Budget, EvaluationSource, Retrain, StopRule
+from sae_pipeline.study.data import ActivationsConfig, DatasetConfig
 from sae_pipeline.study.nulls import null_control
 from sae_pipeline.study.parts import (
     EXECUTION_ONLY,
@@ -77,7 +78,11 @@ class SplitConfig(Part):
 
 
 class TokensConfig(Part):
-    """Contexts: their length in tokens, the budgets in activation rows, and which positions never become rows."""
+    """Contexts: their length in tokens, the budgets in activation rows, and which positions never become rows.
+
+    `per_context` draws, by seed, at most so many positions of each training context, so that the rows of a budget come
+    from more text; evaluation sets keep all, since metrics splice whole contexts.
+    """
 
     context: Annotated[Count, Field(ge=2)] = 64
     train: Count = 2_000_000
@@ -85,35 +90,20 @@ class TokensConfig(Part):
     permute: Literal["contexts"] = "contexts"
     bos: Literal["document_start", "every_context", "none"] = "document_start"
     exclude: tuple[Literal["bos", "pad", "special"], ...] = ("pad",)
+    per_context: Count | None = None
     split: SplitConfig = SplitConfig()
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of full contexts that hold the training budget: more than its rows where `per_context` thins them."""
+        rows = self.context if self.per_context is None else min(self.per_context, self.context)
+        return self.train if rows == self.context else -(-self.train // rows) * self.context
 
 
 class SiteConfig(Part):
     """One site of the subject; `normaliser: auto` picks the default of its architecture and place."""
 
     normaliser: Literal["auto", "paper", "rms", "mean_norm", "layer_norm", "none"] = "auto"
-
-
-class ActivationsConfig(Part):
-    """How activations are stored: dtype, rows of a shard, contexts of one forward pass."""
-
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    shard_tokens: Count = 65_536
-    micro_batch: Count = Field(default=64, json_schema_extra=EXECUTION_ONLY)
-    retain: Literal["all", "none"] | Retain = Field(default="all", json_schema_extra=EXECUTION_ONLY)
-    statistics_prefix: Count | None = None
-    outliers: Outliers | None = None
-
-
-class DatasetConfig(Part):
-    """The read order: shards resident at once (mixed with each other) and rows drawn for the geometric median.
-
-    `null: gaussian_cov` puts draws from a Gaussian with the rows' mean and covariance in their place (docs/nulls.md).
-    """
-
-    resident_shards: Annotated[int, Field(ge=2)] = 4
-    sample_rows: Count = 32_768
-    null: Literal["gaussian_cov"] | None = None
 
 
 class LearningRate(Part):

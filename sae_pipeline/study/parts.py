@@ -48,7 +48,7 @@ class Part(BaseModel):
             if isinstance(extra, dict) and extra.get("execution_only"):
                 continue
             if (value := getattr(self, name)) is not None:
-                kept[name] = _determining(value)
+                kept[field.alias or name] = _determining(value)
         return kept
 
 

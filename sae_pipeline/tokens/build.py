@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def build_tokens(
     a function of the arguments and the corpora's content alone; run again on the same draft it skips committed shards.
     Raises PipelineError for corpora, budgets and policies that cannot work, before anything is written.
     """
-    layout = Layout.of(config, tokenizer)
+    layout = Layout.of(config, tokenizer, seed=seed)
     shares = _shares(corpora)
     earlier = Earlier(continues, layout, tokenizer.fingerprint, seed) if continues is not None else None
     scratch_dir = draft.path / ".scratch"
@@ -82,7 +81,7 @@ def build_tokens(
     finally:
         shutil.rmtree(scratch_dir)
     draft.write_bytes(DOCUMENTS, parquet_bytes(table))
-    meta = {**asdict(layout), "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint}
+    meta = {**layout.to_json(), "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint}
     requested = {TRAIN: config.train, HELD_OUT: config.held_out}
     grown = earlier.layout_entries(int(chosen[TRAIN].rows.sum())) if earlier else {}
     draft.write_json(LAYOUT, {**meta, "requested_rows": requested, **grown})
@@ -116,7 +115,7 @@ def _encode(
             continue
         limit = corpus.tokens or (1 << 62)
         if is_hub(corpus):
-            limit = min(limit, int(HUB_SURPLUS * shares[corpus.name] * (config.train + config.held_out)))
+            limit = min(limit, int(HUB_SURPLUS * shares[corpus.name] * (config.train_tokens + config.held_out)))
         before, bounded = len(encoded), limit < 1 << 62
         source = documents(corpus, root=root, progress=silent if bounded else progress)
         if earlier is None:
@@ -137,7 +136,7 @@ def _encode(
 
 def _needed(found: Candidates, shares: Mapping[str, float], config: TokensConfig) -> dict[str, float]:
     """Tokens to hold out per corpus: its budget, or its proportional part where the text does not fill both budgets."""
-    proportion = config.held_out / (config.held_out + config.train)
+    proportion = config.held_out / (config.held_out + config.train_tokens)
     corpora = np.asarray(found.corpora)
     totals = {name: int(found.n_tokens[corpora == name].sum()) for name in shares}
     return {name: min(share * config.held_out, proportion * totals[name]) for name, share in shares.items()}
@@ -154,7 +153,7 @@ def _choose(
     earlier: Earlier | None,
 ) -> Side:
     packed = _packed_side(split, encoded, sides, layout, seed)
-    rows = count_rows(encoded.flat, encoded.offsets, packed, layout)
+    rows = count_rows(encoded.flat, encoded.offsets, packed, layout if split == TRAIN else layout.whole)
     names = list(shares)
     corpus_c = np.asarray([names.index(name) for name in encoded.corpora])[packed.document]
     available = {name: int(rows[corpus_c == number].sum()) for number, name in enumerate(names)}

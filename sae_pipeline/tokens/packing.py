@@ -6,7 +6,7 @@ is padded on the right, so that causal attention never sees the padding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sae_pipeline.store import PipelineError
 from sae_pipeline.study import TokensConfig
+from sae_pipeline.tokens.sampling import drawn
 from sae_pipeline.tokens.tokenizer import Tokenizer
 
 _CHUNK = 1 << 14  # contexts gathered at a time when rows are counted
@@ -21,7 +22,10 @@ _CHUNK = 1 << 14  # contexts gathered at a time when rows are counted
 
 @dataclass(frozen=True)
 class Layout:
-    """How one study packs: context length, BOS policy, excluded positions, special ids."""
+    """How one study packs: context length, BOS policy, excluded positions, special ids.
+
+    `per_context`, in training: at most so many rows of a context, drawn by `seed`; both None where all are taken.
+    """
 
     context: int
     bos: str
@@ -29,9 +33,11 @@ class Layout:
     bos_id: int | None
     pad_id: int
     special_ids: tuple[int, ...]
+    per_context: int | None = None
+    seed: int | None = None
 
     @classmethod
-    def of(cls, config: TokensConfig, tokenizer: Tokenizer) -> Layout:
+    def of(cls, config: TokensConfig, tokenizer: Tokenizer, *, seed: int) -> Layout:
         """The layout of a study; PipelineError if the tokenizer lacks what its policy needs."""
         return cls(
             context=config.context,
@@ -40,7 +46,33 @@ class Layout:
             bos_id=tokenizer.bos_id,
             pad_id=tokenizer.pad_id,
             special_ids=tuple(sorted(tokenizer.special_ids)),
+            per_context=config.per_context,
+            seed=None if config.per_context is None else seed,
         )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Layout:
+        """The layout that `to_json` wrote, among other entries."""
+        return cls(
+            context=value["context"],
+            bos=value["bos"],
+            exclude=tuple(value["exclude"]),
+            bos_id=value["bos_id"],
+            pad_id=value["pad_id"],
+            special_ids=tuple(value["special_ids"]),
+            per_context=value.get("per_context"),
+            seed=value.get("seed"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; rows drawn of a context are not mentioned where all are taken."""
+        optional = ("per_context", "seed")
+        return {name: item for name, item in asdict(self).items() if item is not None or name not in optional}
+
+    @property
+    def whole(self) -> Layout:
+        """The same with all rows of a context: that of the held-out split."""
+        return replace(self, per_context=None, seed=None)
 
     def __post_init__(self) -> None:
         if self.bos != "none" and self.bos_id is None:
@@ -54,15 +86,15 @@ class Layout:
             return np.asarray(start_c == 0)
         return np.full(start_c.shape, self.bos == "every_context")
 
-    def row_mask(
-        self, ids_cl: NDArray[np.integer], length_c: NDArray[np.integer], start_c: NDArray[np.integer]
-    ) -> NDArray[np.bool_]:
-        """Positions that become activation rows, `[c, L]`: never padding, and not what `exclude` names."""
-        mask = np.arange(ids_cl.shape[1]) < length_c[:, None]
+    def row_mask(self, ids_cl: NDArray[np.integer], packed: Packed) -> NDArray[np.bool_]:
+        """Positions that become activation rows, `[c, L]`: never padding, not what `exclude` names, those drawn."""
+        mask = np.arange(ids_cl.shape[1]) < packed.length[:, None]
         if "bos" in self.exclude:
-            mask[self.prefixed(start_c), 0] = False
+            mask[self.prefixed(packed.start), 0] = False
         if "special" in self.exclude:
             mask &= ~np.isin(ids_cl, self.special_ids)
+        if self.per_context is not None and self.seed is not None and self.per_context < mask.shape[1]:
+            mask &= drawn(mask, packed.document, packed.start, n=self.per_context, seed=self.seed)
         return mask
 
 
@@ -119,5 +151,5 @@ def count_rows(
     for at in range(0, len(packed), _CHUNK):
         part = packed[at : at + _CHUNK]
         ids_cl = gather(flat, offset_d, part, layout)
-        counts[at : at + _CHUNK] = layout.row_mask(ids_cl, part.length, part.start).sum(axis=1)
+        counts[at : at + _CHUNK] = layout.row_mask(ids_cl, part).sum(axis=1)
     return counts

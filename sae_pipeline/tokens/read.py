@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_pipeline.store import Artefact, Draft, PipelineError, ShardedArray
-from sae_pipeline.tokens.packing import Layout
+from sae_pipeline.tokens.packing import Layout, Packed
 from sae_pipeline.tokens.schema import DOCUMENTS, LAYOUT, SPLITS, ids_array, index_array
 from sae_pipeline.tokens.split import TRAIN
 
@@ -51,7 +51,8 @@ class Contexts:
 
     def row_mask(self, a: int, b: int) -> NDArray[np.bool_]:
         """Which positions of contexts a to b become rows, `[b - a, L]`; rows are numbered in this order."""
-        return self._layout.row_mask(self._ids.read(a, b), self.lengths[a:b], self.start[a:b])
+        part = Packed(self.document[a:b], self.start[a:b], self.lengths[a:b])
+        return self._layout.row_mask(self._ids.read(a, b), part)
 
     def locate(self, row: int) -> tuple[int, int]:
         """Context of a row and its position in the context."""
@@ -79,14 +80,7 @@ class Tokens:
         self.generation: int = meta.get("generation", 0)
         self.rows_before: int = meta.get("rows_before", 0)
         self._sized_by_rows: int | None = meta.get("sized_by_rows")
-        self.layout = Layout(
-            context=meta["context"],
-            bos=meta["bos"],
-            exclude=tuple(meta["exclude"]),
-            bos_id=meta["bos_id"],
-            pad_id=meta["pad_id"],
-            special_ids=tuple(meta["special_ids"]),
-        )
+        self.layout = Layout.from_json(meta)
         self._contexts: dict[str, Contexts] = {}
 
     @classmethod
@@ -100,7 +94,7 @@ class Tokens:
             raise PipelineError(f"split {name!r} is not one of {SPLITS}")
         if name not in self._contexts:
             ids, index = self._source.array(ids_array(name)), self._source.array(index_array(name))
-            self._contexts[name] = Contexts(ids, index, self.layout)
+            self._contexts[name] = Contexts(ids, index, self.layout if name == TRAIN else self.layout.whole)
         return self._contexts[name]
 
     @property

@@ -44,7 +44,7 @@ def check_corpora(
         PipelineError: a file cannot be read or a record has no text, a corpus cannot be divided into training and
             held-out documents, no document fills a context, or the tokenizer lacks what the policy needs.
     """
-    layout = Layout.of(config, tokenizer)
+    layout = Layout.of(config, tokenizer, seed=0)  # the length of contexts is all that counts here
     longest = 0
     for corpus in corpora:
         if corpus.weight:

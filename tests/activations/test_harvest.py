@@ -178,7 +178,7 @@ def test_values_too_large_for_float16_stop_the_harvest(
     tokens = make_tokens(20, full=True)
     scaled(subject, monkeypatch, lambda value: value[0, 0].fill_(-70_000.0))
     with open_draft(tmp_path / "a") as draft:
-        with pytest.raises(ActivationOverflow, match=r"tiny.1.resid_post, shard 0: .* 70000 .*bfloat16 or float32"):
+        with pytest.raises(ActivationOverflow, match=r"tiny.1.resid_post, rows from 0: .* 70000 .*bfloat16 or float32"):
             harvest(subject, tokens, {POST: draft}, config_of("float16"))
         assert not draft.array("acts").is_committed(0)
     for dtype in ("bfloat16", "float32"):
@@ -311,5 +311,5 @@ def test_the_audit_of_an_unfinished_draft_names_what_is_missing(
     assert frame["committed"].tolist()[:4] == [False, True, True, False]
     assert frame.columns.tolist() == [
         *("shard", "committed", "rows", "rows_expected", "non_finite", "absmax"),
-        *("mean_norm", "std", "constant_dims", "duplicate_of", "damage"),
+        *("mean_norm", "std", "outliers", "constant_dims", "duplicate_of", "damage", "remade"),
     ]

@@ -12,6 +12,7 @@ from resources import StudyGraph
 from sae_pipeline.definitions import build_definitions
 from tests.pipeline.daemon import CHECKOUT, Night
 from tests.pipeline.front_door import home, template, world  # noqa: F401 (fixtures of the tests of bad input)
+from tests.pipeline.harvested import harvested  # noqa: F401 (a fixture)
 
 
 @dataclass

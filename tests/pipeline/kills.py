@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,16 +80,19 @@ def preload() -> None:
 
 
 class Trial:
-    """A run of the study in `folder`, in a child process, that dies at the first of `moments` (none: completes)."""
+    """A run of the study in `folder`, in a child process, that dies at the first of `moments` (none: completes).
 
-    def __init__(self, folder: Path, moments: Iterable[Moment] = ()) -> None:
+    `run`, given the output folder, is what the child does and returns its exit status; default the whole command.
+    """
+
+    def __init__(self, folder: Path, moments: Iterable[Moment] = (), run: Callable[[Path], int] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log, self._started_s = folder / "log.txt", time.monotonic()
         self._told, tell = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._told)
-            _child(folder, self._log, moments, tell)
+            _child(folder, self._log, moments, tell, run or command)
         os.close(tell)
 
     def wait(self) -> Outcome:
@@ -107,7 +110,7 @@ class Trial:
         )
 
 
-def _child(folder: Path, log: Path, moments: Iterable[Moment], tell: int) -> NoReturn:
+def _child(folder: Path, log: Path, moments: Iterable[Moment], tell: int, run: Callable[[Path], int]) -> NoReturn:
     """Everything a child does; never returns, whatever happens."""
     status = 3
     try:
@@ -118,7 +121,7 @@ def _child(folder: Path, log: Path, moments: Iterable[Moment], tell: int) -> NoR
         os.environ["DAGSTER_HOME"] = str(folder / "home")
         watch = Watch(folder / "outputs", moments, tell)
         watch.install()
-        status = command(folder / "outputs")
+        status = run(folder / "outputs")
         watch.say(None)
     except BaseException:
         traceback.print_exc()

@@ -78,7 +78,7 @@ def test_a_kill_between_publish_and_pointer_heals_without_making_it_again(trials
 def test_what_killed_runs_leave_behind_blocks_nothing(folder, trials):
     left = {name: sum(len(trial["state"][name]) for trial in trials) for name in trials[0]["state"]}
     assert min(left["temporaries"], left["drafts"], left["locked"]) > 0
-    assert any(name.endswith(".partial") for trial in trials for name in trial["state"]["temporaries"])
+    assert any("/c/" in name for trial in trials for name in trial["state"]["temporaries"])
     assert trials[-1]["state"]["drafts"] == []
     with dg.DagsterInstance.from_config(str(folder / "killed" / "home")) as instance:
         status = Counter(run.status for run in instance.get_runs())

@@ -144,7 +144,6 @@ def test_keys_are_known_without_a_model():
     ("override", "named"),
     [
         ("autoencoders.grids.1={recipe: ghost, n: 256, l1: 0.1}", "recipe 'ghost'"),
-        ("activations.retain={window: 4GB}", "activations.retain"),
         ("evaluation.metrics={reconstruction: {}, probes: {}}", "metric 'probes'"),
         ("evaluation.controls=[gaussian_cov]", "evaluation.controls"),
         ("retrain={when: {schedule: '0 3 1 * *'}, start: warm}", r"retrain\.start: warm"),

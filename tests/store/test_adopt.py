@@ -15,6 +15,7 @@ from small_artefact import ROWS_XD, open_draft
 from test_store_faults import Killed, Machine
 
 from sae_pipeline.store import Artefact, Damaged, Draft, PipelineError, ShardedArray
+from sae_pipeline.store.array_format import create_array
 
 MORE_XD = np.concatenate([ROWS_XD, ROWS_XD[:50] + 1])  # 140 rows: two whole shards of ROWS_XD, then others
 Publish = Callable[[], Artefact]
@@ -138,6 +139,14 @@ def test_other_rows_or_another_form_are_refused(
         grown(draft, **changes).adopt(i, source)
     with pytest.raises(PipelineError, match="read-only"):
         source.adopt(0, source)
+
+
+def test_a_shard_under_another_codec_is_refused(publish: Publish, tmp_path: Path) -> None:
+    form: dict[str, Any] = {"shape": MORE_XD.shape, "dtype": "float16", "shard_rows": 36, "chunk_rows": 12}
+    with open_draft(tmp_path / "new") as draft:
+        create_array(draft.path, "acts", **form, codec="zstd")
+        with pytest.raises(PipelineError, match=r"'zstd'.*not the same rows"):
+            grown(draft).adopt(0, publish().array("acts"))
 
 
 def test_a_death_at_any_call_harms_neither_array(

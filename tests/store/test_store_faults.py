@@ -25,6 +25,7 @@ class Machine:
 
     def __init__(self, die_at: int | None) -> None:
         self.die_at, self.count, self.events = die_at, 0, list[tuple[str, str]]()
+        self.durable: set[str] = set()  # files whose bytes were synced, under every name they got since
         self.real = {name: getattr(os, name) for name in CALLS}
 
     def wrap(self, name: str) -> Callable[..., Any]:
@@ -35,6 +36,8 @@ class Machine:
                 raise Killed(f"dead at {name}")
             target = os.readlink(f"/proc/self/fd/{arguments[0]}") if name in ("fsync", "write") else str(arguments[-1])
             self.events.append((name, target))
+            if name == "fsync" or (name in ("link", "replace") and str(arguments[0]) in self.durable):
+                self.durable.add(target)
             # What fsync does is modelled in `lose_unsynced`; a real one would only cost time.
             return None if name == "fsync" else self.real[name](*arguments, **options)
 
@@ -46,10 +49,6 @@ class Machine:
             for name in CALLS:
                 patched.setattr(os, name, self.wrap(name))
             yield
-
-    def synced(self) -> set[str]:
-        """Files whose bytes were made durable, under every name they were linked or renamed to."""
-        return {target for name, target in self.events if name == "fsync"}
 
 
 def run(path: Path) -> Artefact:
@@ -103,12 +102,8 @@ def finish(path: Path, expected: dict[str, Any]) -> bool:
 
 def lose_unsynced(path: Path, machine: Machine) -> None:
     """What a power cut may do: every file that was never synced loses its second half."""
-    synced = machine.synced()
-    linked = {(path / ".x").with_name(Path(target).name).name for name, target in machine.events if name != "fsync"}
     for file in [file for file in path.rglob("*") if file.is_file() and file.name != ".lock"]:
-        # Our own writer syncs a temporary and then links or renames it; Zarr's files are synced under their own name.
-        through_temporary = any(f".{file.name}." in target for target in synced) and file.name in linked
-        if str(file) not in synced and not through_temporary:
+        if str(file) not in machine.durable:
             with file.open("r+b") as torn:
                 torn.truncate(file.stat().st_size // 2)
 
@@ -139,8 +134,11 @@ def test_bytes_are_durable_before_the_record_that_vouches_for_them(
 
     for i in range(2):
         record, shard = root / "commits" / "acts" / f"{i}.json", root / "acts" / "c" / str(i) / "0"
-        synced = [at("fsync", path) for path in (shard, shard.parent)]
-        assert max(synced) < at("link", record) < len(events)
+        assert str(shard) in machine.durable  # under the name that it was written by
+        named, made = at("replace", shard), at("mkdir", shard.parent)
+        synced = [events.index(("fsync", str(shard.parent)), named)]
+        synced += [events.index(("fsync", str(shard.parent.parent)), made)]
+        assert named < max(synced) < at("link", record) < len(events)
         assert ("fsync", str(record.parent)) in events[at("link", record) :]
     published = at("link", root / "artefact.json")
     before = {target for name, target in events[:published] if name == "fsync"}

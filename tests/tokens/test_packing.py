@@ -57,7 +57,7 @@ def test_rows_are_the_positions_that_the_policy_keeps(layout: Layout, texts: lis
     dropped = {PAD} | ({BOS} if "bos" in layout.exclude else set())
     dropped |= {SPECIAL, BOS} if "special" in layout.exclude else set()
     expected = [[i not in dropped for i in row] for row in ids_cl.tolist()]
-    mask_cl = layout.row_mask(ids_cl, packed.length, packed.start)
+    mask_cl = layout.row_mask(ids_cl, packed)
     assert mask_cl.tolist() == expected
     assert count_rows(flat, offsets, packed, layout).tolist() == [sum(row) for row in expected]
 
@@ -67,7 +67,7 @@ def test_padding_is_no_row_even_where_text_holds_the_padding_id() -> None:
     packed = pack(np.asarray([2]), layout)
     ids_cl = gather(np.asarray([5, 5]), np.asarray([0]), packed, layout)
     assert ids_cl.tolist() == [[5, 5, 5, 5]]
-    assert layout.row_mask(ids_cl, packed.length, packed.start).tolist() == [[True, True, False, False]]
+    assert layout.row_mask(ids_cl, packed).tolist() == [[True, True, False, False]]
 
 
 def test_policies_that_cannot_work_are_refused() -> None:
