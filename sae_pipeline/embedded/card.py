@@ -37,7 +37,7 @@ def card_text(card: dict[str, Any]) -> str:
         "## Training",
         f"{size['training_tokens']:,} tokens ({size['training_tokens'] / size['stream_tokens']:.2f} passes over "
         f"{size['stream_tokens']:,}), {size['training_flops']:.2e} FLOPs, contexts of {plan['short_context']} "
-        f"and, for the last {100 * _long_share(plan):.0f} % of the steps, {plan['n_positions']} tokens.",
+        f"tokens and, in {100 * _long_share(plan):.0f} % of the steps, {plan['n_positions']}.",
         "",
         "## Held-out loss",
         f"Over {loss['tokens']:,} tokens in contexts of {loss['context']}:",
@@ -62,8 +62,8 @@ def card_text(card: dict[str, Any]) -> str:
 
 
 def _long_share(plan: dict[str, Any]) -> float:
-    polish = plan["polish_steps"]
-    return float((plan["long_share"] * plan["steps"] + polish) / (plan["steps"] + polish))
+    long_steps = plan["long_share"] * plan["steps"] + plan["polish_long_share"] * plan["polish_steps"]
+    return float(long_steps / (plan["steps"] + plan["polish_steps"]))
 
 
 def _around(values: list[float], position: int) -> float:

@@ -17,7 +17,9 @@ class Plan:
 
     `steps` with one schedule, their last `long_share` at full context. That end hardly moves what is learned of late
     positions, so `polish_steps` follow, from `polish_lr_share * lr` down to 0: short contexts that begin at random
-    positions, then `polish_long_share` at full context.
+    positions, then `polish_long_share` at full context. With `polish_starts` "edges" the short ones reach
+    the first and last positions at least as often as those between; "inside" draws their starts evenly, and the edges
+    get little.
     """
 
     steps: int
@@ -33,6 +35,7 @@ class Plan:
     polish_steps: int = 0
     polish_lr_share: float = 0.5
     polish_long_share: float = 0.4
+    polish_starts: Literal["edges", "inside"] = "edges"
     batch_tokens: int = 1024
     lr: float = 4e-3
     warmup_steps: int = 100
@@ -126,4 +129,8 @@ def first_positions(plan: Plan, step: int) -> NDArray[np.int64]:
     if step < plan.steps:
         return np.zeros(n, np.int64)
     generator = np.random.default_rng([plan.seed, plan.n_positions, step])
-    return generator.integers(plan.n_positions - context + 1, size=n)
+    latest = plan.n_positions - context
+    if plan.polish_starts == "inside":
+        return generator.integers(latest + 1, size=n)
+    # A context that would begin before 0 or end beyond the last position is moved to that edge.
+    return generator.integers(1 - context, plan.n_positions, size=n).clip(0, latest)
