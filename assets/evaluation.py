@@ -128,6 +128,8 @@ def metric_stage(name: str) -> Stage:
 _METRICS = {
     "reconstruction": "NMSE, explained variance, L0, norm ratio, cosine, relative bias; NMSE by position.",
     "density": "How often each latent fires: dead, silent@T with its bound, dense share, log-density histogram.",
+    "progressive": "NMSE of every shorter and longer code: TopK(k′) and JumpReLU(θ) swapped in at test time.",
+    "concentration": "Over how many of its active latents a code is spread: effective L0, entropy, largest share.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_pipeline.comparing import compare, table
 from sae_pipeline.inspecting import inspect
 from sae_pipeline.keeping import repair, verify
 from sae_pipeline.upkeep import STALE, doctor, gc, status
@@ -68,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     inspect_command.add_argument("--site", default=None, help="where it lies, if the study has several sites")
     inspect_command.add_argument("--top", type=int, default=5, help="latents listed for each token; default 5")
     inspect_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
+    table_command = add("table", table, "Print the figures of a study's autoencoders.", home=False)
+    table_command.add_argument("--metric", default=None, help="one metric with its intervals, e.g. nmse, dce, silent")
+    compare_command = add(
+        "compare", compare, "Say how two autoencoders differ, and how surely.", study=False, home=False
+    )
+    compare_command.add_argument("a", help="an autoencoder's key, e.g. topk-n1024-k8")
+    compare_command.add_argument("b", help="another's, at the same site")
+    compare_command.add_argument("--site", default=None, help="where, if the study has several sites")
+    compare_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
     ui_command = add("ui", ui, "Open the Dagster UI on this machine.")
     ui_command.add_argument("--port", default="3000", help="port on loopback")
     status_command = add("status", status, f"How a study stands. Exit status: 0 all current, {STALE} not.", home=False)

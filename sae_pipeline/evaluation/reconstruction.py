@@ -94,7 +94,7 @@ class ReconstructionSums:
     ) -> ReconstructionSums:
         """Two passes: the mean of each variant's rows, then everything else. Encodes where there is no cache."""
         documents, context = np.unique(evaluation_set.document), evaluation_set.context
-        means = _means(autoencoder, evaluation_set, ("all", *variants))
+        means = mean_rows(autoencoder, evaluation_set, ("all", *variants))
         by_document = {name: {sum_: np.zeros(len(documents)) for sum_ in _SUMS} for name in variants}
         by_position = {name: np.zeros(context) for name in ("error_sq", "centred_sq", "one")}
         for block in _blocks(autoencoder, evaluation_set, codes):
@@ -169,7 +169,9 @@ def _blocks(autoencoder: Autoencoder, evaluation_set: EvaluationSet, cache: Code
         yield _RowBlock(block.stop, u_rd.double(), u_hat_rd.double(), l0_r, block.document_r, block.position_r)
 
 
-def _means(autoencoder: Autoencoder, evaluation_set: EvaluationSet, variants: Sequence[str]) -> dict[str, Tensor]:
+def mean_rows(
+    autoencoder: Autoencoder, evaluation_set: EvaluationSet, variants: Sequence[str] = ("all",)
+) -> dict[str, Tensor]:
     """Mean normalised row [d] of each variant, float64."""
     device = autoencoder.device
     totals = {name: torch.zeros(evaluation_set.d, dtype=torch.float64, device=device) for name in variants}

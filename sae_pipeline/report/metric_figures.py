@@ -24,6 +24,8 @@ def metric_figures(name: str, result: MetricResult) -> dict[str, Callable[[], Fi
         curve = result.curves[result.curves["curve"] == "density_hist"]
         histogram = DensityHistogram.of_curve(curve, len(result.latent_stats))
         return {"density": lambda: figures.density_histogram(histogram)}
+    if name == "progressive":
+        return {"swaps": lambda: figures.swaps(result.curves, result.facts["trained_k"])}
     if name not in _HEADLINES:
         return {}
     metric, label = _HEADLINES[name]

@@ -17,6 +17,8 @@ VERSIONS: Final[dict[str, int]] = {
     "eval_reconstruction": 1,
     "eval_density": 1,
     "eval_downstream": 1,
+    "eval_progressive": 1,
+    "eval_concentration": 1,
     "champion": 1,
     "evaluation_table": 1,
     "scaling": 1,

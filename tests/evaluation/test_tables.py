@@ -83,10 +83,10 @@ def test_a_figure_that_is_there_twice_is_an_error(published):
 
 def test_site_table_holds_all_and_its_audit_counts(published, tmp_path):
     with open_draft(tmp_path / "table") as draft:
-        summary = write_table(draft, published, saes(), expected=6)
+        summary = write_table(draft, published, saes(), expected=2 * len(METRICS))
         audit = audit_table(draft).iloc[0]
         artefact = draft.publish(summary)
-    assert summary["results"] == audit["results"] == audit["results_expected"] == 6
+    assert summary["results"] == audit["results"] == audit["results_expected"] == 2 * len(METRICS)
     assert audit["rows"] == summary["rows"] and audit["duplicates"] == 0
     tables = read_tables(artefact)
     assert list(tables) == ["saes", *TABLES]
@@ -96,7 +96,7 @@ def test_site_table_holds_all_and_its_audit_counts(published, tmp_path):
 @pytest.mark.parametrize(("rise", "expected"), [(0.02, 1), (0.0005, 0), (-0.02, 0)])
 def test_audit_counts_disorder_beyond_two_standard_errors(published, tmp_path, rise, expected):
     with open_draft(tmp_path / "table") as draft:
-        write_table(draft, published, saes(), expected=6)
+        write_table(draft, published, saes(), expected=2 * len(METRICS))
         metrics = read_tables(draft)["metrics"]
         nmse = (metrics["metric"] == "nmse") & (metrics["variant"] == "all")
         metrics.loc[nmse, "value"] = 0.1 + rise * (metrics.loc[nmse, "autoencoder"] == "topk-n96-k4")

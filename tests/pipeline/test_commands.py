@@ -90,6 +90,25 @@ def test_status_after_a_change_and_of_a_run_that_fails(bench, ask, monkeypatch):
     assert "last run: build_dataset failure" in text and "not published" in text
 
 
+def test_the_table_of_a_study(bench, ask):
+    status, text, _ = ask("table", "smoke")
+    assert status == 0
+    assert text.splitlines()[0] == bench.graph.sites[0] and "ΔCE" in text and text.count("topk-n") == 6
+    status, text, _ = ask("table", "smoke", "--metric", "nmse")
+    assert status == 0 and text.count("without_position_0") == 7 and "document" in text
+    status, _, error = ask("table", "smoke", "--metric", "nmsee")
+    assert status == 1 and "there are cosine" in error
+
+
+def test_comparing_two_autoencoders(bench, ask):
+    status, text, _ = ask("compare", "topk-n512-k8", "topk-n128-k4", "--study", "smoke")
+    assert status == 0 and "a = topk-n512-k8" in text
+    (nmse,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["nmse"] and len(line.split()) == 9]
+    assert nmse[-1] == "a" and float(nmse[3]) < 0
+    status, _, error = ask("compare", "topk-n512-k8", "topk-n9", "--study", "smoke")
+    assert status == 1 and "there is no autoencoder 'topk-n9'" in error
+
+
 def test_the_last_run_is_that_of_the_study(smoke):
     found = last_run(smoke.instance, smoke.graph)
     assert (found.job, found.outcome, found.failure) == ("fit", "SUCCESS", None)

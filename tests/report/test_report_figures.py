@@ -183,7 +183,26 @@ def every_figure() -> dict[str, Callable[[], Figure]]:
         "density_panels": lambda: figures.density_panels(densities, site.autoencoders.iloc[:4]),
         "histograms": lambda: figures.histograms({"tokens": rng.random(1000)}, x_label="squared error"),
         "position_curve": lambda: figures.position_curve(at_position, "ΔCE"),
+        "swaps": lambda: figures.swaps(swap_curves(), 4),
     }
+
+
+def swap_curves() -> pd.DataFrame:
+    """NMSE 1/k′ up to 16 latents; of thresholds the same at half as many places."""
+    rows = [("progressive_k", k, 1.0 / max(k, 1)) for k in range(17)]
+    for theta, l0 in ((0.1, 20.0), (0.2, 16.0), (0.4, 4.0), (0.8, 0.5)):
+        rows += [("threshold_nmse", theta, 1 / l0), ("threshold_l0", theta, l0)]
+    return pd.DataFrame(rows, columns=["curve", "x", "y"])
+
+
+def test_swaps_lie_on_one_plane_within_what_was_measured():
+    (axes,) = figures.swaps(swap_curves(), 4).axes
+    topk, thresholds, trained = axes.lines
+    assert topk.get_xydata().tolist() == [[k, 1 / k] for k in range(1, 17)]
+    assert sorted(thresholds.get_xydata().tolist()) == [[4, 1 / 4], [16, 1 / 16]]
+    assert set(trained.get_xdata()) == {4}
+    without = figures.swaps(swap_curves().query("curve == 'progressive_k'"), None).axes[0]
+    assert len(without.lines) == 1
 
 
 def test_every_figure_fits_dagster_and_the_page():
@@ -223,6 +242,7 @@ def test_empty_tables_give_a_sentence_instead_of_a_picture(matched):
         figures.shard_norms(study.site_inputs().shards.iloc[:0]),
         figures.loss_by_position(np.full((3, 4), np.nan)),
         figures.histograms({"a": [np.nan]}, x_label="x"),
+        figures.swaps(swap_curves().iloc[:0], 4),
     ):
         assert not figure.axes and len(figure.texts) == 1
 

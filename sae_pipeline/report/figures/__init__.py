@@ -16,6 +16,7 @@ from sae_pipeline.report.figures.latents import by_position, density_histogram, 
 from sae_pipeline.report.figures.laws import laws
 from sae_pipeline.report.figures.planes import plane
 from sae_pipeline.report.figures.style import message, png_data_uri, svg
+from sae_pipeline.report.figures.swaps import swaps
 from sae_pipeline.report.figures.training import dead_curves, error_curves, training_curve
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "shard_spread",
     "spectrum",
     "svg",
+    "swaps",
     "training_curve",
 ]
