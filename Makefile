@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test ui lint types imports bench soak clean
+.PHONY: demo test ui lint types imports bench subjects soak clean
 
 demo: $(STAMP)
 	$(BIN)/sae-pipeline run demo
@@ -33,6 +33,11 @@ imports: $(STAMP)
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+subjects: $(STAMP)
+	for model in small medium llama large; do \
+		$(BIN)/sae-pipeline run subjects --set study=subjects-$$model --set subject.id=embedded/code-$$model || exit 1; \
+	done
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak

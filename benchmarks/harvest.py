@@ -30,7 +30,7 @@ from sae_pipeline.study import ActivationsConfig, Site, SubjectConfig, resolve_s
 from sae_pipeline.subjects import Subject, load_subject
 
 CONTEXT, MICRO_BATCH, SHARD_TOKENS = 64, 64, 65_536  # the demo's
-MODELS = ("code",)
+MODELS = ("code-medium", "code-large")
 GOAL = 0.9
 
 
@@ -147,7 +147,7 @@ def main() -> None:
     n_tokens = 131_072 if options.quick else 524_288
     cases = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        for model in ("code",) if options.quick else MODELS:
+        for model in ("code-medium",) if options.quick else MODELS:
             cases.append(measure(model, n_tokens, options.repetitions, Path(name)))
             for what, rate in cases[-1]["tokens_per_s"].items():
                 ratio = cases[-1]["ratio_to_bare"].get(what, {"median": 1.0, "min": 1.0, "max": 1.0})

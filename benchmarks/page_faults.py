@@ -23,7 +23,7 @@ if sys.argv[1] == "reuse":
 import torch
 from sae_pipeline.study import SubjectConfig
 from sae_pipeline.subjects import load_subject
-subject = load_subject(SubjectConfig(alias="code", id="embedded/code"), root=Path("."))
+subject = load_subject(SubjectConfig(alias="code", id="embedded/code-large"), root=Path("."))
 ids_cl = torch.randint(1, 4096, (64, 64), generator=torch.Generator().manual_seed(0))
 subject.logits(ids_cl)
 started = time.perf_counter()

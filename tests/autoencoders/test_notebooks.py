@@ -86,7 +86,7 @@ def test_the_notebook_runs_as_it_stands(after_the_demo, capsys):
     clean = subject.logits(ids)
     place = names["Site"].parse(site)
     rows, activations = names["rows"], names["activations"]
-    assert rows.dtype == torch.float32 and rows.shape == (4096, 128) and len(activations) >= 4096
+    assert rows.dtype == torch.float32 and rows.shape == (4096, subject.card.d_model) and len(activations) >= 4096
     assert 0 < names["position"] < 4000 and 0 < names["token_id"] < subject.card.vocab_size and names["document"]
     assert torch.equal(subject.resume(place, names["x_hat"][None], ids), names["spliced"])
     for name in ("spliced", "ablated", "steered", "clamped"):

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[World], list[str]], str, str]] = {
         "use split: near_duplicate_cluster",
     ),
     "a split of other documents": (
-        _set("corpora.0.split=embedded_card", "subject={alias: tiny, id: embedded/code, device: cpu}"),
+        _set("corpora.0.split=embedded_card", "subject={alias: tiny, id: embedded/code-medium, device: cpu}"),
         "none of the documents that the card holds out",
         "use split: near_duplicate_cluster",
     ),

@@ -71,10 +71,10 @@ def test_status_after_a_change_and_of_a_run_that_fails(bench, ask, monkeypatch):
     merge = dataset.build.merge_moments
     seen = []
 
-    def spoiled(acts):
+    def spoiled(acts, n_rows):
         """Look at the study from inside its run, then break the channel that the gate looks for."""
         seen.append(json.loads(ask("status", "smoke", "--json")[1]))
-        moments = merge(acts)
+        moments = merge(acts, n_rows)
         moments.m2[5] = 0.0
         return moments
 

@@ -32,8 +32,8 @@ def _spoil_a_channel(monkeypatch):
     """From now on the merged moments say that channel 5 never changes."""
     build = dataset.build.merge_moments
 
-    def spoiled(acts):
-        moments = build(acts)
+    def spoiled(acts, n_rows):
+        moments = build(acts, n_rows)
         moments.m2[5] = 0.0
         return moments
 

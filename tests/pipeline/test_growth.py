@@ -25,7 +25,7 @@ from tests.pipeline.conftest import Bench
 SITE = "code.0.resid_post"
 STUDY = """\
 study: growing
-subject: {alias: code, id: embedded/code, dtype: float32, device: cpu}
+subject: {alias: code, id: embedded/code-medium, dtype: float32, device: cpu}
 corpora:
   - {name: words, source: FOLDER/corpus}
 tokens: {context: 64, train: 20k, held_out: 2k}

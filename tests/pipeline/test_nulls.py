@@ -18,7 +18,7 @@ TWIN = (
     "study=smoke-twin",
     "subject.alias=twin",
     "subject.weights=untrained",
-    "sites={twin.3of4.resid_post: {normaliser: paper}}",
+    "sites={twin.3of5.resid_post: {normaliser: paper}}",
     "autoencoders.grids=[{recipe: topk, n: [128, 256], k: 8}]",
 )
 

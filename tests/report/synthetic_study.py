@@ -213,7 +213,7 @@ def report_inputs(**changes) -> ReportInputs:
     fields = {
         "title": "Demo: TopK autoencoders on a small code model",
         "study": "demo",
-        "subject": {"subject": "embedded/code", "parameters": 1_887_360, "training tokens": TOKENS},
+        "subject": {"subject": "embedded/code-large", "parameters": 5_117_440, "training tokens": TOKENS},
         "lineage": lineage(),
         "sites": [site_inputs()],
         "gates": gates(),
