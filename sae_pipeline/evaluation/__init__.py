@@ -2,7 +2,16 @@
 
 from typing import Final
 
-from sae_pipeline.evaluation import density, downstream, progressive, reconstruction
+from sae_pipeline.evaluation import (
+    ablation,
+    density,
+    downstream,
+    explanations,
+    probes,
+    progressive,
+    reconstruction,
+    shrinkage,
+)
 from sae_pipeline.evaluation.audit import audit_codes, audit_metric
 from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
 from sae_pipeline.evaluation.champion import challenge
@@ -13,7 +22,17 @@ from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_t
 from sae_pipeline.evaluation.tables import MetricResult, build_table, read_metric, write_metric
 
 METRICS: Final[dict[str, Metric]] = {
-    metric.name: metric for metric in (reconstruction.METRIC, density.METRIC, downstream.METRIC, progressive.METRIC)
+    metric.name: metric
+    for metric in (
+        reconstruction.METRIC,
+        density.METRIC,
+        downstream.METRIC,
+        progressive.METRIC,
+        ablation.METRIC,
+        shrinkage.METRIC,
+        probes.METRIC,
+        explanations.METRIC,
+    )
 }
 """Every metric by name; each is one file of this room."""
 
