@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets.publishing import asset_key
 from resources import StudyGraph
+from sae_pipeline.study import probe_tasks
 
 JOBS = {
     "build_dataset": ("tokens", "activations", "evaluation_set", "dataset"),
@@ -18,7 +19,12 @@ JOBS = {
 def job_assets(graph: StudyGraph) -> dict[str, tuple[str, ...]]:
     """Assets of each job, in the order in which `sae-pipeline run` launches them."""
     metrics = tuple(f"eval_{name}" for name in graph.study.evaluation.metrics)
-    return {**JOBS, "evaluate": ("codes", *metrics, "champion")}
+    probed = ("probe_set",) if probe_tasks(graph.study.evaluation.metrics) else ()
+    return {
+        **JOBS,
+        "build_dataset": (*JOBS["build_dataset"], *probed),
+        "evaluate": ("codes", *metrics, "champion"),
+    }
 
 
 def build_jobs(graph: StudyGraph) -> list[dg.UnresolvedAssetJobDefinition]:

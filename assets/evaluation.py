@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from assets import pictures
 from assets.dataset import held_out
+from assets.probes import probe_data
 from assets.publishing import Job, Stage
 from assets.scaling import copy_files
 from resources import Rule
+from sae_pipeline.study import PROBES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +115,7 @@ def metric_stage(name: str) -> Stage:
         asset=f"eval_{name}",
         group="evaluation",
         description=_METRICS.get(name, f"The metric {name}."),
-        deps=("codes", "autoencoder", "evaluation_set"),
+        deps=("codes", "autoencoder", "evaluation_set", *(("probe_set",) if name == PROBES else ())),
         by="autoencoder",
         make=functools.partial(_make_metric, name),
         audit=_audit_metric,
@@ -130,6 +132,10 @@ _METRICS = {
     "density": "How often each latent fires: dead, silent@T with its bound, dense share, log-density histogram.",
     "progressive": "NMSE of every shorter and longer code: TopK(k′) and JumpReLU(θ) swapped in at test time.",
     "concentration": "Over how many of its active latents a code is spread: effective L0, entropy, largest share.",
+    "ablation": "How sparse the effects of single latents on the logits are, beside channels and random directions.",
+    "shrinkage": "Active latents chosen anew by least squares: what the encoder had taken off them.",
+    "explanations": "Patterns of tokens for a sample of latents (N2G): precision, recall, F1, simulated code.",
+    PROBES: "Logistic probes of the best latents on binary tasks, beside permuted labels, channels, random directions.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",
 }
 
@@ -142,6 +148,7 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
     summaries = {}
     for evaluation_set, evaluation_id, members in _by_site(job):
         inputs = []
+        site_probes = probe_data(work, str(evaluation_set.site)) if name == PROBES else None
         for node, _ in members:
             _, site, key = node.name.split("/")
             artefact, autoencoder = _autoencoder(work, node)
@@ -156,6 +163,7 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
                     resamples=work.study.evaluation.bootstrap.resamples,
                     seed=work.study.seed,
                     parameters=work.study.evaluation.metrics[name],
+                    probe_data=site_probes,
                     subject=job.subject() if metric.needs_subject else None,
                     dead=(artefact.summary["train"]["dead"], work.lineage.spec(node).dead_after_tokens),
                     progress=job.progress,
@@ -315,7 +323,7 @@ def table_stage(metrics: tuple[str, ...]) -> Stage:
     return Stage(
         asset="evaluation_table",
         group="evaluation",
-        description="All metrics of a site as tidy tables: saes, metrics, unit_stats, curves, latent_stats.",
+        description="All metrics of a site as tidy tables: saes, metrics, unit_stats, curves, latent_stats, probes.",
         deps=metrics,
         by="site",
         make=_make_table,

@@ -87,6 +87,11 @@ class EvaluationSet:
         return self._all("document").astype(np.int64)
 
     @property
+    def length(self) -> npt.NDArray[np.int64]:
+        """[n_contexts] tokens of each context; padding fills the rest."""
+        return self._all("length").astype(np.int64)
+
+    @property
     def clean_ce(self) -> npt.NDArray[np.float32]:
         """[n_contexts, context] cross-entropy of the untouched model in nats, NaN where there is no next token."""
         return self._all("clean_ce")

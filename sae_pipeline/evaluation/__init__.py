@@ -2,7 +2,17 @@
 
 from typing import Final
 
-from sae_pipeline.evaluation import concentration, density, downstream, progressive, reconstruction
+from sae_pipeline.evaluation import (
+    ablation,
+    concentration,
+    density,
+    downstream,
+    explanations,
+    probes,
+    progressive,
+    reconstruction,
+    shrinkage,
+)
 from sae_pipeline.evaluation.audit import audit_codes, audit_metric
 from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
 from sae_pipeline.evaluation.champion import challenge
@@ -13,7 +23,18 @@ from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_t
 from sae_pipeline.evaluation.tables import MetricResult, build_table, read_metric, write_metric
 
 METRICS: Final[dict[str, Metric]] = {
-    module.METRIC.name: module.METRIC for module in (reconstruction, density, downstream, progressive, concentration)
+    module.METRIC.name: module.METRIC
+    for module in (
+        reconstruction,
+        density,
+        downstream,
+        progressive,
+        concentration,
+        shrinkage,
+        ablation,
+        probes,
+        explanations,
+    )
 }
 """Every metric by name; each is one file of this room."""
 

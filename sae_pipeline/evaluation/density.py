@@ -132,4 +132,4 @@ def _latent_stats(inputs: MetricInputs, counts: _Counts) -> pd.DataFrame:
         "max_act": np.where(fired_n, counts.max_n, np.nan),
     }
     filled = pd.DataFrame(columns).assign(**inputs.key)
-    return filled[list(LATENT_STATS_COLUMNS)].astype(LATENT_STATS_COLUMNS)
+    return filled.reindex(columns=list(LATENT_STATS_COLUMNS)).astype(LATENT_STATS_COLUMNS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from sae_pipeline.evaluation.errors import EvaluationError
 from sae_pipeline.evaluation.tables import UNIT_STATS_COLUMNS, MetricResult, frame
 from sae_pipeline.store import Progress, silent
 from sae_pipeline.subjects import Subject
+
+if TYPE_CHECKING:
+    from sae_pipeline.evaluation.probes.probe_data import ProbeData
 
 FloatArray = NDArray[np.float64]
 
@@ -38,6 +41,7 @@ class MetricInputs:
         seed: of the bootstrap; equal seeds give equal document weights, so results can be compared.
         parameters: the metric's own, from the study.
         subject: the loaded model, for metrics that need it.
+        probe_data: the site's probe tasks, for the metric that needs them.
         dead: share of latents dead at the end of training and the window in tokens, where training told.
         progress: told how far the work is.
     """
@@ -52,6 +56,7 @@ class MetricInputs:
     seed: int
     parameters: dict[str, Any] = field(default_factory=dict)
     subject: Subject | None = None
+    probe_data: ProbeData | None = None
     dead: tuple[float, int] | None = None
     progress: Progress = silent
 
@@ -75,12 +80,39 @@ class MetricInputs:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A number that a study may set for a metric: its default, the least and the most it may be."""
+
+    default: float
+    least: float
+    most: float = float("inf")
+    whole: bool = True
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong with a value, as the end of a sentence; None if nothing is."""
+        kind = "a whole number" if self.whole else "a number"
+        fits = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
+        if fits and self.least <= value <= self.most:
+            return None
+        reach = f"from {self.least:g} to {self.most:g}" if np.isfinite(self.most) else f"of at least {self.least:g}"
+        return f"takes {kind} {reach}, not {value!r}"
+
+
+class Setting(Protocol):
+    """What a study may set a parameter to that is no list of names."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong with a value, as the end of a sentence; None if nothing is."""
+        ...
+
+
+@dataclass(frozen=True)
 class Metric:
     """A metric: its name, the version to raise when its results change, and whether it runs the subject.
 
     `measure` takes autoencoders of one site and evaluation set together, so that what does not depend on the
     autoencoder is computed once; results do not depend on the company. `parameters` holds, by name, the values that a
-    study may list under it (default all of them).
+    study may list under it (default all of them), `numbers` the numbers, and other settings, that it may set.
     """
 
     name: str
@@ -88,14 +120,19 @@ class Metric:
     needs_subject: bool
     measure: Callable[[Sequence[MetricInputs]], list[MetricResult]]
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, Setting] = field(default_factory=dict)
 
     def check_parameters(self, given: Mapping[str, Any]) -> None:
-        """Raise EvaluationError if a parameter is unknown, or is no list of values that it may take."""
+        """Raise EvaluationError if a parameter is unknown, or is not of the values that it may take."""
         for name, values in given.items():
+            if name in self.numbers:
+                if wrong_number := self.numbers[name].check(values):
+                    raise EvaluationError(f"metric {self.name}: {name} {wrong_number}")
+                continue
             if name not in self.parameters:
                 raise EvaluationError(
                     f"metric {self.name}: the parameter {name!r} is unknown; "
-                    f"this metric takes {', '.join(self.parameters) or 'none'}"
+                    f"this metric takes {', '.join([*self.parameters, *self.numbers]) or 'none'}"
                 )
             known = self.parameters[name]
             if not isinstance(values, list | tuple) or not values:
@@ -127,7 +164,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One figure Σ num / Σ den over documents."""
+    """One figure Σ num / Σ den over documents, or other units of the name `unit_kind`."""
 
     metric: str
     variant: str
@@ -136,15 +173,16 @@ class Ratio:
     n_u: NDArray[np.int64]
     unit: str
     better: str
+    unit_kind: str = "document"
 
     @cached_property
     def here_u(self) -> NDArray[np.bool_]:
-        """The documents that have a position in the variant."""
+        """The units that have a position in the variant."""
         return self.n_u > 0
 
     @cached_property
     def value(self) -> float:
-        """The ratio over all documents; NaN where the denominator is 0."""
+        """The ratio over all units; NaN where the denominator is 0."""
         den = float(self.den_u.sum())
         return float(self.num_u.sum()) / den if den else float("nan")
 
@@ -210,13 +248,21 @@ def _ratio_row(inputs: MetricInputs, version: int, ratio: Ratio, doubt: Uncertai
         "unit": ratio.unit,
         "better": ratio.better,
         "n_units": documents,
-        "unit_kind": "document",
+        "unit_kind": ratio.unit_kind,
     }
     if not known:
-        reason = "its denominator is 0" if documents else "no position of the evaluation set belongs to the variant"
+        reason = "its denominator is 0" if documents else _NOTHING_IN[ratio.unit_kind]
         return metric_row(inputs, version, ratio.metric, ratio.variant, ratio.value, **columns, reason=reason)
     columns |= {"se": doubt.se, "ci_lo": doubt.ci_lo, "ci_hi": doubt.ci_hi}
     columns["status"] = "ok" if bounded else "partial"
     columns["ci_method"] = f"cluster bootstrap, {inputs.resamples} resamples" if bounded else None
-    columns["reason"] = None if bounded else f"no interval: {documents} document, or resamples with denominator 0"
+    few = f"no interval: {documents} {ratio.unit_kind}, or resamples with denominator 0"
+    columns["reason"] = None if bounded else few
     return metric_row(inputs, version, ratio.metric, ratio.variant, ratio.value, **columns)
+
+
+_NOTHING_IN = {
+    "latent": "no sampled latent has it",
+    "document": "no position of the evaluation set belongs to the variant",
+    "task": "no task belongs to the variant, or none could be measured",
+}

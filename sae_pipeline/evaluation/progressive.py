@@ -28,6 +28,8 @@ THETAS: Final = 2.0 ** np.arange(-20, 20.01, 0.25)
 """The thresholds tried, quarter octaves; only those at which the number of active latents changes make the curve."""
 
 _BLOCK_ROWS: Final = 1024
+_TILE_ROWS: Final = 128
+"""Rows whose latents are taken off together: what is left of them stays in a core's cache."""
 
 
 def _measure(inputs: Sequence[MetricInputs]) -> list[MetricResult]:
@@ -114,12 +116,18 @@ class PrefixSums:
 
 def prefix_errors(autoencoder: Autoencoder, u_rd: Tensor, indices_rw: Tensor, values_rw: Tensor) -> Tensor:
     """‖u − b_pre − Σ_{i ≤ j} z_i d_i‖² for j = 0 … w: [r, w + 1], float64, by taking off one latent after another."""
-    W_dec, left_rd = autoencoder.W_dec.double(), u_rd.double() - autoencoder.b_pre.double()
-    errors = [left_rd.square().sum(1)]
+    tiles = zip(*(torch.split(rows, _TILE_ROWS) for rows in (u_rd, indices_rw, values_rw)), strict=True)
+    return torch.cat([_tile_errors(autoencoder, *tile) for tile in tiles])
+
+
+def _tile_errors(autoencoder: Autoencoder, u_rd: Tensor, indices_rw: Tensor, values_rw: Tensor) -> Tensor:
+    left_rd = u_rd.double() - autoencoder.b_pre.double()
+    direction_rd, norms = torch.empty_like(left_rd), [torch.linalg.vector_norm(left_rd, dim=1)]
     for indices_r, values_r in zip(indices_rw.T, values_rw.double().T, strict=True):
-        left_rd = left_rd - values_r[:, None] * W_dec[indices_r]
-        errors.append(left_rd.square().sum(1))
-    return torch.stack(errors, dim=1)
+        direction_rd.copy_(autoencoder.W_dec[indices_r])
+        left_rd.addcmul_(direction_rd, values_r[:, None], value=-1)
+        norms.append(torch.linalg.vector_norm(left_rd, dim=1))
+    return torch.stack(norms, dim=1).square()
 
 
 def _sorted_codes(cache: CodesCache, start: int, stop: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,14 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from sae_pipeline.evaluation.tables import TABLES, build_table
+from sae_pipeline.evaluation.tables import TABLES, build_table, read_parquet
 from sae_pipeline.store import Artefact, Draft
 
 RECORD: Final = "table.json"
 
 
 def write_table(draft: Draft, artefacts: Sequence[Artefact], saes: pd.DataFrame, *, expected: int) -> dict[str, Any]:
-    """Write saes, metrics, unit_stats, curves and latent_stats as parquet.
+    """Write saes, metrics, unit_stats, curves, latent_stats and probe_results as parquet.
 
     Args:
         draft: the open draft.
@@ -46,8 +46,8 @@ def write_table(draft: Draft, artefacts: Sequence[Artefact], saes: pd.DataFrame,
 
 
 def read_tables(source: Draft | Artefact) -> dict[str, pd.DataFrame]:
-    """The five tables by name."""
-    return {name: pd.read_parquet(source.file(f"{name}.parquet")) for name in ("saes", *TABLES)}
+    """The six tables by name."""
+    return {name: read_parquet(source, name) for name in ("saes", *TABLES)}
 
 
 def audit_table(source: Draft | Artefact) -> pd.DataFrame:

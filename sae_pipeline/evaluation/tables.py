@@ -63,19 +63,45 @@ LATENT_STATS_COLUMNS: Final = {
     "density": "float64",
     "mean_act": "float64",
     "max_act": "float64",
+    "n2g_precision": "float64",
+    "n2g_recall": "float64",
+    "n2g_f1": "float64",
+}
+PROBE_RESULTS_COLUMNS: Final = {
+    "autoencoder": "str",
+    "sae_id": "str",
+    "task": "str",
+    "lexical": "boolean",
+    "probe": "str",
+    "code": "str",
+    "k": "Int64",
+    "latents": "str",
+    "train_loss": "float64",
+    "loss": "float64",
+    "loss_se": "float64",
+    "accuracy": "float64",
+    "auc": "float64",
+    "n_train": "int64",
+    "n_test": "int64",
+    "n_documents": "int64",
+    "status": "str",
+    "reason": "str",
 }
 TABLES: Final = {
     "metrics": METRIC_COLUMNS,
     "unit_stats": UNIT_STATS_COLUMNS,
     "curves": CURVE_COLUMNS,
     "latent_stats": LATENT_STATS_COLUMNS,
+    "probe_results": PROBE_RESULTS_COLUMNS,
 }
 _ORDER: Final = {
     "metrics": ["autoencoder", "sae_id", "metric", "variant"],
     "unit_stats": ["autoencoder", "sae_id", "metric", "variant", "unit_id"],
     "curves": ["autoencoder", "sae_id", "metric", "curve", "x"],
     "latent_stats": ["autoencoder", "sae_id", "latent"],
+    "probe_results": ["autoencoder", "sae_id", "task", "probe", "code", "k"],
 }
+_LATER: Final = "probe_results"  # results published before there was this table do not hold it
 
 
 def empty(table: str) -> pd.DataFrame:
@@ -98,6 +124,7 @@ class MetricResult:
     unit_stats: sums num and den per document (`unit_id`) with value = Σ num / Σ den, and n positions.
     curves: y over x.
     latent_stats: one row per latent.
+    probe_results: one row per task and probe: losses in nats, accuracy and AUC on the test rows, with what was chosen.
     facts: what else a reader of the numbers should know, e.g. whether norm and mean bypass the autoencoder.
     """
 
@@ -107,6 +134,7 @@ class MetricResult:
     unit_stats: pd.DataFrame = field(default_factory=lambda: empty("unit_stats"))
     curves: pd.DataFrame = field(default_factory=lambda: empty("curves"))
     latent_stats: pd.DataFrame = field(default_factory=lambda: empty("latent_stats"))
+    probe_results: pd.DataFrame = field(default_factory=lambda: empty("probe_results"))
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,12 +153,19 @@ def write_metric(draft: Draft, result: MetricResult) -> dict[str, Any]:
 def read_metric(source: Artefact | Draft) -> MetricResult:
     """Read what `write_metric` wrote, published or still a draft."""
     record = source.read_json(RECORD)
-    tables = {name: pd.read_parquet(source.file(f"{name}.parquet")) for name in TABLES}
+    tables = {name: read_parquet(source, name) for name in TABLES}
     return MetricResult(metric=record["metric"], version=record["version"], facts=record["facts"], **tables)
 
 
+def read_parquet(source: Artefact | Draft, name: str) -> pd.DataFrame:
+    """One table by name, empty where it was published before there was such a table."""
+    if name == _LATER and not source.exists(f"{name}.parquet"):
+        return empty(name)
+    return pd.read_parquet(source.file(f"{name}.parquet"))
+
+
 def build_table(artefacts: Iterable[Artefact]) -> dict[str, pd.DataFrame]:
-    """All results as four tables (metrics, unit_stats, curves, latent_stats) in an order of their content alone.
+    """All results as the tables of `TABLES`, in an order of their content alone.
 
     Raises:
         EvaluationError: two artefacts hold the same metric and variant of one autoencoder.
@@ -149,5 +184,9 @@ def _stack(name: str, frames: list[pd.DataFrame]) -> pd.DataFrame:
     filled = [part for part in frames if len(part)]
     if not filled:
         return empty(name)
-    stacked = pd.concat(filled, ignore_index=True).astype(TABLES[name])
+    # results published before a column was added lack it
+    stacked = pd.concat(filled, ignore_index=True).reindex(columns=list(TABLES[name])).astype(TABLES[name])
+    if name == "latent_stats":
+        # a latent that several metrics tell of gets one row; what two of them give is equal but for rounding
+        stacked = stacked.groupby(_ORDER[name], as_index=False, sort=False).max()
     return stacked.sort_values(_ORDER[name], kind="stable", ignore_index=True)

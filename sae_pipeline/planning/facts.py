@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sae_pipeline.store import PipelineError, read_json
-from sae_pipeline.study import Site, Study, expand, resolve_site
+from sae_pipeline.study import (
+    EMBEDDED_TASKS,
+    PROBES,
+    Corpus,
+    Site,
+    Study,
+    expand,
+    identity_of,
+    probe_tasks,
+    resolve_site,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Facts:
         sites: resolved site of each site key as the study writes it.
         corpora: content fingerprint of each corpus by name.
         split_list: held-out document names of each corpus that ships one, by corpus name.
+        probe_tasks: content of the probe tasks, where the study asks for them.
         files: SHA-256 of every file of the corpora that are local files, by corpus and file.
     """
 
@@ -41,6 +52,7 @@ class Facts:
     corpora: Mapping[str, Mapping[str, Any]]
     split_list: Mapping[str, list[str]]
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    probe_tasks: Mapping[str, Any] | None = None
 
 
 def count_layers(study: Study, root: Path) -> int:
@@ -115,6 +127,7 @@ def gather_facts(study: Study, root: Path) -> Facts:
         corpora={name: found for name, (found, _) in content.items()},
         split_list=_split_lists(study, root),
         files={name: files for name, (_, files) in content.items() if files},
+        probe_tasks=_probe_tasks(study, root, {name: found for name, (found, _) in content.items()}),
     )
 
 
@@ -166,17 +179,45 @@ def declared_facts(study: Study, root: Path) -> Facts:
         sites=sites,
         corpora={corpus.name: {"content": "declared"} for corpus in study.corpora},
         split_list={},
+        probe_tasks=None if probe_tasks(study.evaluation.metrics) is None else {"content": "declared"},
     )
+
+
+def _probe_tasks(study: Study, root: Path, corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Content of the probe tasks: of the files, or of the standard library and the two sides of the subject's card."""
+    from sae_pipeline.tokens.corpora import STDLIB, fingerprint
+
+    source = probe_tasks(study.evaluation.metrics)
+    if source is None:
+        return None
+    if source != EMBEDDED_TASKS:
+        return {"source": "files", "content": fingerprint(Corpus(name=PROBES, source=source), root=root)}
+    path = _card_path(study, root)
+    card = read_json(path) if path.is_file() else {}
+    if not all(isinstance(card.get(side), list) and card[side] for side in ("train", "held_out")):
+        raise PipelineError(
+            f"evaluation.metrics.probes: tasks: {EMBEDDED_TASKS} follow the documents that a subject's card lists, and "
+            f"{study.subject.id} ships no such card; name labelled .jsonl files under tasks, or leave probes out"
+        )
+    known = next((corpora[corpus.name] for corpus in study.corpora if corpus.source == STDLIB), None)
+    content = known or fingerprint(Corpus(name=PROBES, source=STDLIB), root=root)
+    sides = identity_of({side: card[side] for side in ("train", "held_out")})
+    return {"source": EMBEDDED_TASKS, "content": dict(content), "sides": sides}
+
+
+def _card_path(study: Study, root: Path) -> Path:
+    """Where the subject's card would be."""
+    from sae_pipeline.subjects.source import locate
+
+    return locate(study.subject, root=root, weights=False).folder / "card.json"
 
 
 def _split_lists(study: Study, root: Path) -> dict[str, list[str]]:
     """Held-out document names that the subject's card ships, for the corpora that follow its split."""
-    from sae_pipeline.subjects.source import locate
-
     names = [corpus.name for corpus in study.corpora if corpus.split == "embedded_card"]
     if not names:
         return {}
-    card = locate(study.subject, root=root, weights=False).folder / "card.json"
+    card = _card_path(study, root)
     if not card.is_file():
         raise PipelineError(
             f"corpora: {names[0]!r} follows the split of the subject's card, but {study.subject.id} ships none; "

@@ -12,7 +12,7 @@ import pandas as pd
 from sae_pipeline.planning.continuation import InUse, continued
 from sae_pipeline.planning.facts import Facts
 from sae_pipeline.store import PipelineError
-from sae_pipeline.study import NULL, VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
+from sae_pipeline.study import NULL, PROBES, VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,23 @@ class Lineage:
             {"normaliser": self.normaliser(text), "seed": study.seed, **study.dataset.determining()},
             [activations],
         )
+        if facts.probe_tasks is not None:
+            self._add_probe_set(site, source)
         metrics = [
             metric
             for key, spec in self.specs[site].items()
             for metric in self._add_autoencoder(site, key, spec, dataset, evaluation_set)
         ]
         self._add_fits(site, metrics)
+
+    def _add_probe_set(self, site: Site, source: Mapping[str, Any]) -> None:
+        tasks = {
+            "tasks": dict(self.facts.probe_tasks or {}),
+            "tokenizer": self.facts.tokenizer,
+            "context": self.study.tokens.context,
+            "seed": self.study.seed,
+        }
+        self._add(f"probe_set/{site}", "evaluation", f"probe_set-{site}", "probe_set", {**source, **tasks}, [])
 
     def specs_at(self, site: str) -> dict[str, AutoencoderSpec]:
         """The autoencoders of a site by key."""
@@ -174,7 +185,7 @@ class Lineage:
                 f"{metric}-{site}-{key}",
                 f"eval_{metric}",
                 {"parameters": parameters, **bootstrap},
-                [codes, autoencoder, evaluation_set],
+                [codes, autoencoder, evaluation_set, *([f"probe_set/{site}"] if metric == PROBES else [])],
             )
             for metric, parameters in self.study.evaluation.metrics.items()
         ]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sae_pipeline.planning.facts import Facts
-from sae_pipeline.study import AutoencoderSpec, Site, Study, expand
+from sae_pipeline.study import EMBEDDED_TASKS, AutoencoderSpec, Site, Study, expand, probe_tasks
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _CRC_PER_CHUNK = 4 + 16  # a checksum and an index entry for every inner chunk of 4096 rows
@@ -16,6 +16,8 @@ _CODE_WIDTHS = 4  # codes are kept four times as wide as k, so that curves beyon
 _SCORE_BYTES = 156  # ids, masks, clean and ablated scores of one position of the evaluation set
 _METRIC_BYTES = 44_000  # tables of one metric of one autoencoder
 _TABLE_BYTES = 80_000  # its part of the site's tables, laws and report
+_PROBED_DOCUMENTS, _PROBED_CONTEXTS = 400, 8  # of the embedded probe tasks, at most
+_PROBED_SHARE = 0.5  # of their tokens, about, that a task asks something of
 _SHARE_OF_GEMM = 0.25  # what the demo reached of a plain matrix product: 32 TFLOP in 662 s on two cores, a rough guide
 
 
@@ -135,6 +137,7 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
     return [
         Row(f"activations {site}", 1, kept, _stored(kept, d * _ITEM_BYTES[study.activations.dtype]), row_flops * kept),
         Row(f"evaluation_set {site}", 1, held_out, _stored(held_out, d * 4 + _SCORE_BYTES), 4 * whole * held_out),
+        *_probe_rows(study, facts, site, forward),
         Row(f"dataset {site}", 1, kept, dataset_bytes, null * 2.0 * d**2 * kept),
         *([Row(f"window {site}", 0, made, window_bytes, row_flops * made)] if made else []),
         Row(
@@ -160,6 +163,17 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
         ),
         Row(f"tables, laws, report {site}", 3, 0, len(specs) * _TABLE_BYTES, 0.0),
     ]
+
+
+def _probe_rows(study: Study, facts: Facts, site: Site, forward: float) -> list[Row]:
+    """Probe tasks: of embedded ones the contexts that all documents give at most; how many texts files hold is open."""
+    source = probe_tasks(study.evaluation.metrics)
+    if source is None:
+        return []
+    contexts = _PROBED_DOCUMENTS * _PROBED_CONTEXTS if source == EMBEDDED_TASKS else 0
+    tokens = contexts * study.tokens.context
+    places = round(_PROBED_SHARE * tokens)
+    return [Row(f"probe_set {site}", 1, tokens, _stored(places, 4 * facts.widths[site]), forward * tokens)]
 
 
 def _block_parameters(facts: Facts) -> int:

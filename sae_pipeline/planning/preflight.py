@@ -32,7 +32,7 @@ from sae_pipeline.store.outputs import BEST
 from sae_pipeline.store.progress import human
 from sae_pipeline.study import Study
 
-_RUNS_SUBJECT = ("activations", "evaluation_set", "eval_downstream")
+_RUNS_SUBJECT = ("activations", "evaluation_set", "probe_set", "eval_downstream")
 _RUNS_AUTOENCODERS = ("autoencoder", "codes", "eval_reconstruction", "eval_density")
 _LAST, _LAST_ASSETS = "tables, laws, report", ("evaluation_table", "scaling_laws", "report")
 _CHECKPOINT = 4  # times the weights: weights, two moments and their average, deleted when the autoencoder is saved

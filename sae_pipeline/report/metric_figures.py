@@ -26,6 +26,14 @@ def metric_figures(name: str, result: MetricResult) -> dict[str, Callable[[], Fi
         return {"density": lambda: figures.density_histogram(histogram)}
     if name == "progressive":
         return {"swaps": lambda: figures.swaps(result.curves, result.facts["trained_k"])}
+    if name == "ablation":
+        return {"sparsity": lambda: figures.effect_sparsity(result.curves)}
+    if name == "shrinkage":
+        return {"ratios": lambda: figures.refined_ratios(result.curves)}
+    if name == "probes":
+        return {"probes": lambda: figures.probe_losses(result.probe_results)}
+    if name == "explanations":
+        return {"latents": lambda: figures.explained_latents(result.latent_stats)}
     if name not in _HEADLINES:
         return {}
     metric, label = _HEADLINES[name]

@@ -19,9 +19,12 @@ from sae_pipeline.study.models import (
 )
 from sae_pipeline.study.nulls import NULL, null_control
 from sae_pipeline.study.parts import Part
+from sae_pipeline.study.probing import EMBEDDED_TASKS, PROBES, probe_tasks
 
 __all__ = [
+    "EMBEDDED_TASKS",
     "NULL",
+    "PROBES",
     "VERSIONS",
     "WHERE",
     "ActivationsConfig",
@@ -47,5 +50,6 @@ __all__ = [
     "lineage_record",
     "load_study",
     "null_control",
+    "probe_tasks",
     "resolve_site",
 ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sae_pipeline.subjects.architectures import ARCHITECTURES, Architecture, Place, architecture_of
     from sae_pipeline.subjects.card import SubjectCard, check_complete, describe
     from sae_pipeline.subjects.errors import SubjectError
+    from sae_pipeline.subjects.prefix import Prefix
     from sae_pipeline.subjects.subject import Subject, load_subject, pick_device
     from sae_pipeline.subjects.tokenizer import SubjectTokenizer, load_tokenizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Place",
+    "Prefix",
     "Subject",
     "SubjectCard",
     "SubjectError",
@@ -36,6 +38,7 @@ _HOME = {
     **dict.fromkeys(("ARCHITECTURES", "Architecture", "Place", "architecture_of"), "architectures"),
     **dict.fromkeys(("SubjectCard", "check_complete", "describe"), "card"),
     "SubjectError": "errors",
+    "Prefix": "prefix",
     **dict.fromkeys(("Subject", "load_subject", "pick_device"), "subject"),
     **dict.fromkeys(("SubjectTokenizer", "load_tokenizer"), "tokenizer"),
 }

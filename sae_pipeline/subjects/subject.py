@@ -19,6 +19,7 @@ from sae_pipeline.subjects.architectures import BLOCK, architecture_of
 from sae_pipeline.subjects.card import SubjectCard, card_of, hf_config
 from sae_pipeline.subjects.errors import SubjectError
 from sae_pipeline.subjects.hooks import Side, capturing, editing, editing_sum, instead_of, pass_through
+from sae_pipeline.subjects.prefix import Prefix, recorder
 from sae_pipeline.subjects.source import Source, check_weights, locate
 from sae_pipeline.subjects.unembedding import direct_logits
 from sae_pipeline.subjects.untrained import draw_untrained
@@ -78,7 +79,7 @@ class Subject:
         return self._forward(ids_cl)
 
     @torch.no_grad()
-    def resume(self, site: Site, value_cld: Tensor, ids_cl: Tensor) -> Tensor:
+    def resume(self, site: Site, value_cld: Tensor, ids_cl: Tensor, *, after: Prefix | None = None) -> Tensor:
         """Compute the logits with the activation at `site` replaced by `value_cld`.
 
         At residual sites the blocks before the site are skipped. With the untouched activation the result is bitwise
@@ -88,6 +89,8 @@ class Subject:
             site: where to enter.
             value_cld: activations [contexts, length, width] of every position.
             ids_cl: token ids [contexts, length] that `value_cld` belongs to.
+            after: positions that come before these in every context, as `prefix` ran them at the same site; equal to
+                passing them along, but for rounding.
 
         Returns:
             Logits [contexts, length, vocabulary].
@@ -95,14 +98,17 @@ class Subject:
         Raises:
             SubjectError: as for `run`, or `value_cld` has another shape than the site.
         """
-        expected = (*ids_cl.shape, self.width(site))
-        if tuple(value_cld.shape) != expected:
-            raise SubjectError(f"site {site}: a value of shape {tuple(value_cld.shape)} is not one of {expected}")
-        self._refuse_behind_middle(site, "resid_pre", "attn_out", "resid_mid")
-        value = value_cld.to(self.device, self._model.dtype)
-        with ExitStack() as stack:
-            self._enter(stack, site, value)
-            return self._forward(ids_cl)
+        return self._resume(site, value_cld, ids_cl, after)
+
+    @torch.no_grad()
+    def prefix(self, site: Site, value_pd: Tensor, ids_p: Tensor) -> Prefix:
+        """Run the first positions of a context once: activations [positions, width] at `site`, ids [positions].
+
+        `resume` takes what comes back as `after`. Raises SubjectError as it does.
+        """
+        cache = recorder()
+        self._resume(site, value_pd[None], ids_p[None], use_cache=True, past_key_values=cache, logits_to_keep=1)
+        return Prefix.of(cache, len(ids_p))
 
     @contextmanager
     def editing(self, site: Site, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -160,6 +166,18 @@ class Subject:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _resume(
+        self, site: Site, value_cld: Tensor, ids_cl: Tensor, after: Prefix | None = None, **options: Any
+    ) -> Tensor:
+        expected = (*ids_cl.shape, self.width(site))
+        if tuple(value_cld.shape) != expected:
+            raise SubjectError(f"site {site}: a value of shape {tuple(value_cld.shape)} is not one of {expected}")
+        self._refuse_behind_middle(site, "resid_pre", "attn_out", "resid_mid")
+        value = value_cld.to(self.device, self._model.dtype)
+        with ExitStack() as stack:
+            self._enter(stack, site, value)
+            return self._forward(ids_cl, after, **options)
+
     def _enter(self, stack: ExitStack, site: Site, value: Tensor) -> None:
         """Arrange that the next pass takes `value` at `site` and computes nothing that `value` makes superfluous."""
         if not site.where.startswith("resid_"):
@@ -191,20 +209,22 @@ class Subject:
         block = self._blocks[site.layer]
         return (block if place.module == BLOCK else block.get_submodule(place.module)), place.side
 
-    def _forward(self, ids_cl: Tensor) -> Tensor:
-        self._check_ids(ids_cl)
-        output = self._model(input_ids=ids_cl.to(self.device), use_cache=False)
+    def _forward(self, ids_cl: Tensor, after: Prefix | None = None, **options: Any) -> Tensor:
+        self._check_ids(ids_cl, after.length if after else 0)
+        if after:
+            options |= after.options(ids_cl.shape[1], self.card.n_layers, self.device)
+        output = self._model(input_ids=ids_cl.to(self.device), **({"use_cache": False} | options))
         logits: Tensor = output.logits
         return logits
 
-    def _check_ids(self, ids_cl: Tensor) -> None:
+    def _check_ids(self, ids_cl: Tensor, before: int) -> None:
         """Name the mistake that an embedding would answer with an index error, or on a GPU with a dead context."""
         if ids_cl.ndim != 2 or ids_cl.numel() == 0:
             raise SubjectError(f"token ids must be [contexts, length] and not empty, not {tuple(ids_cl.shape)}")
-        if ids_cl.shape[1] > self.card.max_positions:
+        if before + ids_cl.shape[1] > self.card.max_positions:
             raise SubjectError(
-                f"contexts of {ids_cl.shape[1]} tokens exceed the subject's {self.card.max_positions} positions; "
-                "lower tokens.context"
+                f"contexts of {before + ids_cl.shape[1]} tokens exceed the subject's {self.card.max_positions} "
+                "positions; lower tokens.context"
             )
         low, high = (int(bound) for bound in ids_cl.aminmax())
         if low < 0 or high >= self.card.vocab_size:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from probe_doubles import planted
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -135,6 +136,7 @@ def make_inputs(made: Autoencoder, evaluation_set: EvaluationSet, path: Path, **
     settings = {
         "autoencoder_key": "topk-n48-k4", "sae_id": sae_id, "evaluation_id": EVALUATION_ID, "autoencoder": made,
         "codes": codes, "evaluation_set": evaluation_set, "resamples": 200, "seed": 0,
+        "probe_data": planted(D),
     }  # fmt: skip
     return MetricInputs(**(settings | changes))
 

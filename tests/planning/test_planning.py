@@ -144,7 +144,7 @@ def test_keys_are_known_without_a_model():
     ("override", "named"),
     [
         ("autoencoders.grids.1={recipe: ghost, n: 256, l1: 0.1}", "recipe 'ghost'"),
-        ("evaluation.metrics={reconstruction: {}, probes: {}}", "metric 'probes'"),
+        ("evaluation.metrics={reconstruction: {}, ghost: {}}", "metric 'ghost'"),
         ("evaluation.controls=[gaussian_cov]", "evaluation.controls"),
         ("retrain={when: {schedule: '0 3 1 * *'}, start: warm}", r"retrain\.start: warm"),
         ("retrain={when: {new_tokens: 50M}}", r"retrain\.when\.new_tokens"),

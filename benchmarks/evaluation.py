@@ -1,0 +1,201 @@
+"""Metrics against the plain way to the same numbers, in turns, in one process.
+
+    ablation     32 latents of a position: one full forward pass for each, against one batch behind a prefix run once
+    progressive  the error of every code of 1 to 4k latents: one decoding for each, against one pass over the code
+
+Ratios within the run are what counts: each repetition times both, one right after the other, on one thread and by the
+processor. Run `python benchmarks/evaluation.py [--quick]`; prints a table, writes results/evaluation.json (`--quick`
+prints only). The subject is a random GPT-2, so nothing has to be there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+
+from sae_pipeline.autoencoders import Autoencoder, AutoencoderConfig, Codes
+from sae_pipeline.dataset import Normaliser
+from sae_pipeline.evaluation.ablation_effects import Effects, Position
+from sae_pipeline.evaluation.progressive import prefix_errors
+from sae_pipeline.kernels import Parameters
+from sae_pipeline.study import Site, SubjectConfig
+from sae_pipeline.subjects import Subject, load_subject
+
+WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: what is compared, at which size, the ratio aimed at, and repetitions (plain, ours) to time.
+
+    `repeat` makes, for one repetition, the two ways to one array of numbers.
+    """
+
+    name: str
+    size: str
+    goal: float
+    repeat: Callable[[int], tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]]
+
+
+def random_subject(d: int, layers: int, vocabulary: int, context: int) -> Subject:
+    torch.manual_seed(0)
+    shape = {"n_embd": d, "n_layer": layers, "n_head": d // 64, "n_positions": context, "vocab_size": vocabulary}
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(f"{folder}/tokenizer.json")
+        return load_subject(SubjectConfig(alias="random", id=folder, device="cpu"), root=Path(folder))
+
+
+def random_autoencoder(d: int, n: int, k: int) -> Autoencoder:
+    W_dec = normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(1)), dim=1)
+    parameters = Parameters(0.5 * W_dec, torch.zeros(n), W_dec, torch.zeros(d))
+    return Autoencoder(AutoencoderConfig("topk", n, d, k), parameters, Normaliser("paper", d))
+
+
+def ablation_case(d: int, layers: int, vocabulary: int, context: int, k: int) -> Case:
+    """At the end of a block three quarters up, where the paper's sites lie."""
+    subject, sae = random_subject(d, layers, vocabulary, context), random_autoencoder(d, 4 * d, k)
+    site = Site("random", 3 * layers // 4 - 1, "resid_post")
+
+    def repeat(seed: int) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+        generator = torch.Generator().manual_seed(seed)
+        ids_l = torch.randint(0, vocabulary, (context,), generator=generator)
+        t = int(torch.randint(0, context - WINDOW + 1, (1,), generator=generator))
+        value_ld = subject.run(ids_l[None], [site])[site][0]
+        u_1d, scale = sae.normaliser.normalise(value_ld[t : t + 1])
+        codes = sae.encode(u_1d)
+        change_kd = -scale.norm * codes.values[0, :, None] * sae.W_dec[codes.indices[0]]
+
+        def logits_of(x_d: Tensor) -> Tensor:
+            def put(x_cld: Tensor) -> Tensor:
+                changed_cld = x_cld.clone()
+                changed_cld[0, t] = x_d
+                return changed_cld
+
+            with subject.editing(site, put):
+                return subject.logits(ids_l[None])[:, t : t + WINDOW]
+
+        def plain() -> np.ndarray:
+            base_tv = logits_of(value_ld[t])[0]
+            return columns(Effects.join([Effects.of(logits_of(value_ld[t] + c_d), base_tv) for c_d in change_kd]))
+
+        def ours() -> np.ndarray:
+            position = Position(subject, site, value_ld[: t + WINDOW], ids_l[: t + WINDOW], t)
+            return columns(position.effects(value_ld[t], change_kd))
+
+        return plain, ours
+
+    return Case("ablation", f"d={d} layers={layers} V={vocabulary} S={context} T={WINDOW} k={k}", 20.0, repeat)
+
+
+def columns(effects: Effects) -> np.ndarray:
+    found = (effects.first_m, effects.window_m, effects.share_mt[:, 0], effects.positions_m, effects.vocabulary_m)
+    return torch.stack(found).numpy()
+
+
+def progressive_case(d: int, n: int, k: int, rows: int) -> Case:
+    sae = random_autoencoder(d, n, k)
+
+    def repeat(seed: int) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+        u_rd = normalize(torch.randn(rows, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+        values, indices = sae.codes_top(u_rd, 4 * k)
+
+        def error(length: int) -> Tensor:
+            decoded_rd = sae.decode(Codes(indices[:, :length], values[:, :length]))
+            return (u_rd.double() - decoded_rd.double()).square().sum(1)
+
+        def plain() -> np.ndarray:
+            return torch.stack([error(length) for length in range(1, 4 * k + 1)], dim=1).numpy()
+
+        def ours() -> np.ndarray:
+            return prefix_errors(sae, u_rd, indices, values)[:, 1:].numpy()
+
+        return plain, ours
+
+    return Case("progressive", f"d={d} n={n} k'=1..{4 * k} rows={rows}", 10.0, repeat)
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Made one after the other, so that one model at a time is in memory."""
+    if quick:
+        yield ablation_case(128, 4, 4096, 64, 8)
+        yield progressive_case(128, 2048, 8, 512)
+        return
+    for context in (128, 512):
+        yield ablation_case(384, 8, 16384, context, 32)
+    yield progressive_case(768, 16384, 32, 1024)
+
+
+def measure(case: Case, repetitions: int) -> dict[str, Any]:
+    """Seconds of both ways, the ratio of each repetition's pair, and the largest relative difference of the numbers."""
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    difference = 0.0
+    for repetition in range(repetitions + 1):
+        found = {}
+        for name, way in zip(seconds, case.repeat(repetition), strict=True):
+            started = time.process_time()
+            found[name] = way()
+            if repetition:  # the first is warm-up
+                seconds[name].append(time.process_time() - started)
+        difference = max(difference, float(np.max(np.abs(found["ours"] / found["plain"] - 1))))
+    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
+    return {
+        "metric": case.name,
+        "size": case.size,
+        **{f"{name}_s": round(statistics.median(values), 4) for name, values in seconds.items()},
+        "ratio": round(statistics.median(ratios), 1),
+        "ratio_min": round(min(ratios), 1),
+        "ratio_max": round(max(ratios), 1),
+        "goal": case.goal,
+        "largest_relative_difference": float(f"{difference:.2g}"),
+    }
+
+
+def main() -> None:
+    """Measure every case, print a line for each, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one repetition at small sizes; nothing is written")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    print(f"{'metric':12}{'plain s':>9}{'ours s':>9}{'ratio':>7}{'min..max':>14}{'goal':>6}{'difference':>12}  size")
+    rows = []
+    for case in cases(quick):
+        row = measure(case, 1 if quick else 5)
+        rows.append(row)
+        spread = f"{row['ratio_min']}..{row['ratio_max']}"
+        print(
+            f"{row['metric']:12}{row['plain_s']:9.3f}{row['ours_s']:9.4f}{row['ratio']:7.1f}{spread:>14}"
+            f"{row['goal']:6.0f}{row['largest_relative_difference']:12.1e}  {row['size']}",
+            flush=True,
+        )
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": 1,
+    }
+    if not quick:
+        path = Path(__file__).parent / "results" / "evaluation.json"
+        path.write_text(json.dumps({"machine": machine, "metrics": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
