@@ -262,7 +262,7 @@ def test_damage_and_mixed_splits_are_seen(subject, data, tmp_path):
     damaged = bytearray(shard.read_bytes())
     damaged[100] ^= 1
     shard.write_bytes(damaged)
-    assert "checksum do not match" in audit_probe_data(artefact)["damage"].iloc[0]
+    assert "crc32c" in audit_probe_data(artefact)["damage"].iloc[0]
 
 
 def test_rows_stand_in_proportion_to_the_context():

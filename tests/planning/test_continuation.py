@@ -33,7 +33,7 @@ def facts_of(**files):
         n_params=1_350_400,
         max_positions=256,
         widths={SITE: 128},
-        sites={"code.3of4.resid_post": SITE},
+        sites={"code.3of5.resid_post": SITE},
         corpora={name: {"kind": "files", "sha256": identity_of(own)} for name, own in files.items()},
         split_list={},
         files=files,

@@ -34,7 +34,7 @@ def facts():
         n_params=1_350_400,
         max_positions=256,
         widths={SITE: 128},
-        sites={"code.3of4.resid_post": SITE},
+        sites={"code.3of5.resid_post": SITE},
         corpora={"stdlib": {"content": "c"}},
         split_list={},
     )

@@ -17,7 +17,7 @@ from sae_pipeline.study import Site, load_study
 
 SMOKE = Path(__file__).parents[2] / "studies" / "smoke.yaml"
 SITE = Site("code", 2, "resid_post")
-SITES = {"code.3of4.resid_post": SITE}
+SITES = {"code.3of5.resid_post": SITE}
 DRAWN = (
     "dataset.null=gaussian_cov",
     "evaluation.metrics={reconstruction: {}, density: {}}",

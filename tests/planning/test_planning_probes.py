@@ -22,7 +22,7 @@ PROBED = "evaluation.metrics={reconstruction: {}, density: {}, downstream: {}, p
 def facts():
     return Facts(
         subject="s", tokenizer="t", norm="layernorm", n_layers=4, d_model=128, vocab_size=4096, n_params=1_350_400,
-        max_positions=256, widths={SITE: 128}, sites={"code.3of4.resid_post": SITE},
+        max_positions=256, widths={SITE: 128}, sites={"code.3of5.resid_post": SITE},
         corpora={"stdlib": {"content": "c"}}, split_list={}, probe_tasks={"content": "p"},
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ class Place:
                 tokenizer="t",
                 norm="layernorm",
                 widths={SITE: 128},
-                sites={"code.3of4.resid_post": SITE},
+                sites={"code.3of5.resid_post": SITE},
                 corpora={"stdlib": {"content": "c"}},
                 split_list={},
                 **sizes,

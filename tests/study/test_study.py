@@ -9,7 +9,7 @@ from sae_pipeline.study.quantities import parse_bytes, parse_count, parse_ratio,
 
 STUDIES = Path(__file__).parents[2] / "studies"
 DEMO = STUDIES / "demo.yaml"
-SITE_TEXT = "code.3of4.resid_post"
+SITE_TEXT = "code.3of5.resid_post"
 SITE = Site("code", 2, "resid_post")
 
 
