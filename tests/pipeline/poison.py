@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 
 from sae_pipeline.activations import Moments
-from sae_pipeline.activations.harvesting import HARVEST
+from sae_pipeline.activations.layout import HARVEST
 from sae_pipeline.store import Draft
 
 BAD = 2  # the shard

@@ -126,7 +126,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str, str]] = {
     "unknown metric": (
         ["evaluation.metrics={reconstruction: {}, downstream: {}, nmsee: {}}"],
         "metric 'nmsee'",
-        "known: density, downstream, reconstruction",
+        "known: ablation, concentration, density, downstream",
     ),
     "unknown parameter of a metric": (
         ["evaluation.metrics={reconstruction: {}, downstream: {ablation: [zero]}}"],
