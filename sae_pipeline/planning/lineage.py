@@ -104,7 +104,7 @@ class Lineage:
             "activations",
             str(site),
             "activations",
-            {**source, **study.activations.determining()},
+            {**source, "stored": study.activations.determining()},  # both have a dtype
             ["tokens"],
         )
         evaluation_set = self._add(

@@ -24,7 +24,7 @@ class Outliers(Part):
     """
 
     norm_over_median: Annotated[float, Field(gt=1)] = 10.0
-    action: Literal["drop", "flag"] = "drop"
+    action: Literal["drop", "flag"] = "flag"
 
 
 class ActivationsConfig(Part):

@@ -52,6 +52,8 @@ def stale_assets(before, after):
         ("tokens.context=32", "everything"),
         ("activations.micro_batch=8", set()),
         ("subject.device=cuda", set()),
+        ("subject.dtype=bfloat16", "activations evaluation_set dataset autoencoder codes eval champion"),
+        ("activations.dtype=bfloat16", "activations dataset autoencoder codes eval champion"),
         ("evaluation.tokens=50k", "evaluation_set codes eval champion"),
         ("dataset.sample_rows=1000", "dataset autoencoder codes eval champion"),
         ("evaluation.bootstrap.resamples=100", "eval champion"),

@@ -44,8 +44,8 @@ def test_settings_that_are_not_made_change_no_identity(facts):  # noqa: F811
 
 
 def test_flagging_is_done_and_dropping_refused():
-    assert not list(unsupported(demo("activations.outliers={norm_over_median: 8, action: flag}")))
-    (refusal,) = unsupported(demo("activations.outliers={norm_over_median: 8}"))
+    assert not list(unsupported(demo("activations.outliers={norm_over_median: 8}")))
+    (refusal,) = unsupported(demo("activations.outliers={norm_over_median: 8, action: drop}"))
     assert "drop" in refusal and "action: flag" in refusal
 
 

@@ -106,8 +106,8 @@ def finish(root: Path) -> None:
             work(root)
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child; its exit code, negative if a signal ended it."""
+def start_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked child; its process id."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # idle threads of numpy's; the child starts none
         pid = os.fork()
@@ -118,7 +118,17 @@ def in_child(work: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit code of a child, negative if a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked child to its end; its exit code, negative if a signal ended it."""
+    return wait(start_child(work))
 
 
 def dying(die_at: int, phase: str, work: Callable[[], object], tell: Callable[[str, int], object]) -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sae_pipeline.store.artefact import ARTEFACT
 from sae_pipeline.store.atomic import write_json_atomic
 from sae_pipeline.store.errors import Busy, Damaged
 from sae_pipeline.store.locks import FileLock, holder
+from tests.store.harm import in_child, start_child
 
 NOW = garbage.Policy(older_than_s=0, wanted=())
 STAGES = ("tokens", "activations", "dataset")
@@ -320,25 +320,6 @@ def test_nothing_is_claimed_while_folders_are_moved(outputs: Outputs, monkeypatc
         FileLock(outputs.root / "artefacts" / ".collect.lock")
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child; its wait status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's idle threads; the child touches files alone
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 CALLS = ("open", "mkdir", "fsync", "rename", "unlink", "rmdir", "ftruncate", "link", "replace")
 
 
@@ -362,7 +343,7 @@ def killed_at(die_at: int, outputs: Outputs) -> bool:
             setattr(os, name, lethal(getattr(os, name)))
         collect.collect(outputs, NOW)
 
-    code = wait(in_child(work))
+    code = in_child(work)
     assert code in (0, -signal.SIGKILL)
     return code != 0
 
@@ -406,7 +387,7 @@ def test_claims_and_collections_at_the_same_time(outputs: Outputs) -> None:
             assert Artefact.open(outputs.root / where).verify() == []
             write_json_atomic(outputs.study_dir("study") / "current.json", {})
 
-    pid = in_child(use)
+    pid = start_child(use)
     collected, ended = 0, (0, 0)
     while ended == (0, 0):
         collected += len(collect.collect(outputs, NOW).deleted)
@@ -423,7 +404,7 @@ def test_the_holder_of_a_lock_is_told_without_taking_it(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
         assert holder(path) is None, "the process began after the lock was taken: its number was given out anew"
     assert holder(path) is None
-    assert wait(in_child(lambda: (FileLock(path), os.kill(os.getpid(), signal.SIGKILL)))) == -signal.SIGKILL
+    assert in_child(lambda: (FileLock(path), os.kill(os.getpid(), signal.SIGKILL))) == -signal.SIGKILL
     assert path.read_bytes() and holder(path) is None
     path.write_text("0")
     assert holder(path) is None
