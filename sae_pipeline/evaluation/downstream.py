@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_pipeline.activations import EvaluationSet, clean_scores, spliced_scores
 from sae_pipeline.dataset import Normaliser
+from sae_pipeline.evaluation.equivalents import LossRuns, equivalent_rows
 from sae_pipeline.evaluation.errors import EvaluationError
 from sae_pipeline.evaluation.inputs import FloatArray, Metric, MetricInputs, Ratio, ratio_tables
 from sae_pipeline.evaluation.tables import CURVE_COLUMNS, MetricResult
@@ -48,10 +49,18 @@ def _measure(inputs: Sequence[MetricInputs]) -> list[MetricResult]:
     ]
 
 
-METRIC = Metric("downstream", VERSION, needs_subject=True, measure=_measure, parameters={"ablations": ABLATIONS})
+METRIC = Metric(
+    "downstream",
+    VERSION,
+    needs_subject=True,
+    measure=_measure,
+    parameters={"ablations": ABLATIONS},
+    numbers={"loss_curve": LossRuns()},
+)
 """kl (clean ‖ spliced) and dce (spliced − clean cross-entropy) in nats per token, and loss_recovered [zero, mean] =
 (CE_ablated − CE_spliced) / (CE_ablated − CE_clean). `zero_ablation` and `mean_ablation`, variants of kl and dce, are
-what these replacements cost by themselves.
+what these replacements cost by themselves. `ce` and `perplexity`, variants clean and spliced; `compute_share`: training
+compute of a model that is as good as the spliced subject, over the subject's.
 
 Controls, variants of kl and dce: `control_untouched` splices the activations themselves (0 exactly),
 `control_round_trip` sends them through the normaliser and back (0 but for rounding). Curves `kl_by_position`,
@@ -169,7 +178,8 @@ def _result(
         ratios += _loss_ratios(control, variant)
     for ablation in ablations:
         ratios += _ablated(inputs.evaluation_set, totals, ablation)
-    rows, stats = ratio_tables(inputs, VERSION, totals.documents, ratios)
+    rows, stats = ratio_tables(inputs, VERSION, totals.documents, [*ratios, *_cross_entropies(totals)])
+    rows = pd.concat([rows, equivalent_rows(inputs, VERSION, rows)], ignore_index=True)
     facts = {
         "norm_and_mean_bypass": inputs.autoencoder.normaliser.name in _BYPASS,
         "control_micro_batches": CONTROL_MICRO_BATCHES,
@@ -182,6 +192,15 @@ def _loss_ratios(totals: _Totals, variant: str) -> list[Ratio]:
     sums = totals.by_document
     n_u, better = sums["n"].astype(np.int64), "lower" if variant == "all" else "none"
     return [Ratio(metric, variant, sums[metric], sums["n"], n_u, "nats/token", better) for metric in ("kl", "dce")]
+
+
+def _cross_entropies(totals: _Totals) -> list[Ratio]:
+    sums = totals.by_document
+    n_u, clean_u = sums["n"].astype(np.int64), sums["clean_ce"]
+    return [
+        Ratio("ce", variant, ce_u, sums["n"], n_u, "nats/token", better)
+        for variant, ce_u, better in (("spliced", clean_u + sums["dce"], "lower"), ("clean", clean_u, "none"))
+    ]
 
 
 def _ablated(evaluation_set: EvaluationSet, totals: _Totals, ablation: str) -> list[Ratio]:

@@ -16,7 +16,7 @@ VERSIONS: Final[dict[str, int]] = {
     "codes": 1,
     "eval_reconstruction": 1,
     "eval_density": 1,
-    "eval_downstream": 1,
+    "eval_downstream": 2,
     "eval_progressive": 1,
     "eval_concentration": 1,
     "eval_ablation": 1,

@@ -9,7 +9,7 @@ import torch
 
 import sae_pipeline
 from sae_pipeline.embedded.bpe import encode
-from sae_pipeline.embedded.family import FAMILY
+from sae_pipeline.embedded.family import FAMILY, shorter_plans
 from sae_pipeline.embedded.measure import held_out_loss
 from sae_pipeline.store import read_json
 from sae_pipeline.tokens.stdlib import stdlib_documents
@@ -54,6 +54,17 @@ def test_every_position_is_trained(cards):
     assert nats.size == 512
     assert nats[256:384].mean() < nats[64:128].mean() + 0.03
     assert nats[384:].mean() < nats[64:128].mean() + 0.03
+
+
+def test_loss_against_compute_lists_every_run(cards):
+    runs = read_json(MODELS / "family.json")["runs"]
+    assert len(runs) == len(FAMILY) + len(shorter_plans())
+    for run in (run for run in runs if run["shipped"]):
+        card = cards[run["model"]]
+        assert run["nats_per_token"] == card["loss"]["nats_per_token"]
+        assert run["training_flops"] == card["size"]["training_flops"]
+    one_size = [run["nats_per_token"] for run in runs if run["model"] == "code-small"]
+    assert one_size == sorted(one_size, reverse=True), "a longer run of one size is better"
 
 
 @pytest.mark.parametrize("name", list(FAMILY))
