@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sae_pipeline.study.agreement import check_agreement
 from sae_pipeline.study.ahead import Budget, EvaluationSource, Retrain, StopRule
@@ -221,8 +221,18 @@ class Bootstrap(Part):
     resamples: Count = 2000
 
 
-def _core_metrics() -> dict[str, dict[str, Any]]:
-    return {"reconstruction": {}, "density": {}, "downstream": {}}
+SUITES: Final = {
+    "core": ("reconstruction", "density", "downstream"),
+    "full": (
+        "reconstruction", "density", "downstream", "progressive", "concentration", "shrinkage", "ablation", "probes",
+        "explanations",
+    ),
+}  # fmt: skip
+"""Metrics that a study may ask for by one word, each with its defaults."""
+
+
+def _suite(name: str) -> dict[str, dict[str, Any]]:
+    return {metric: {} for metric in SUITES[name]}
 
 
 class EvaluationConfig(Part):
@@ -230,9 +240,18 @@ class EvaluationConfig(Part):
 
     tokens: Count = 100_000
     bootstrap: Bootstrap = Bootstrap()
-    metrics: dict[str, dict[str, Any]] = Field(default_factory=_core_metrics)
+    metrics: dict[str, dict[str, Any]] = Field(default_factory=lambda: _suite("core"))
     sets: dict[Name, EvaluationSource] | None = None
     controls: tuple[Literal["gaussian_cov", "random_weights_subject"], ...] = ()
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _by_one_word(cls, metrics: Any) -> Any:
+        if not isinstance(metrics, str):
+            return metrics
+        if metrics not in SUITES:
+            raise ValueError(f"{metrics!r} is no suite; write {' or '.join(SUITES)}, or list metrics")
+        return _suite(metrics)
 
     @model_validator(mode="after")
     def _reconstruction_is_always_measured(self) -> EvaluationConfig:

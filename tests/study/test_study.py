@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_pipeline.evaluation import METRICS
 from sae_pipeline.study import Site, StudyError, autoencoder_key, expand, identity_of, load_study, resolve_site
 from sae_pipeline.study.quantities import parse_bytes, parse_count, parse_ratio, parse_seconds
 
@@ -69,6 +70,13 @@ def test_a_grid_can_switch_auxk_off_and_ask_for_resampling():
         assert ("resample" in spec.determining()) == (resample is not None)
 
 
+def test_one_word_asks_for_a_suite_of_metrics():
+    full = load_study(DEMO, ["evaluation.metrics=full"]).evaluation.metrics
+    assert set(full) == set(METRICS) and not any(full.values())
+    core = load_study(DEMO, ["evaluation.metrics=core"])
+    assert core == load_study(DEMO, ["evaluation.metrics={reconstruction: {}, density: {}, downstream: {}}"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -80,6 +88,7 @@ def test_a_grid_can_switch_auxk_off_and_ask_for_resampling():
         ("corpora.7.name=x", "not an index below 1"),
         ("sites.gpt2.2.resid_post={}", "not the subject's"),
         ("evaluation.metrics={density: {}}", "reconstruction must be among them"),
+        ("evaluation.metrics=fulll", "no suite; write core or full"),
         ("autoencoders.grids.0.target_l0=[4]", "give it without k and l1"),
         ("autoencoders.grids.0.sites=[mlp_out]", "none of the study's"),
         ("study=a/b", "letters, digits"),
