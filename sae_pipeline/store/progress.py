@@ -92,7 +92,7 @@ def _short(value: object) -> str:
 def human(value: float) -> str:
     """A count with three or four digits and a suffix: 950, 1.20k, 33.5M."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what three digits would round up to 1000 of the next smaller
             return f"{value / size:.3g}{suffix}"
     return f"{value:.4g}"
 

@@ -28,6 +28,7 @@ from sae_pipeline.store import (
     read_json,
     write_json_atomic,
 )
+from sae_pipeline.store.progress import human
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(max_size=9)
 VALUES = st.recursive(
@@ -242,3 +243,11 @@ def test_console_rewrites_its_line_on_a_terminal_and_starts_anew_with_a_new_task
     first, second = stream.getvalue().split("\n")[:2]
     assert first.split("\r")[2].startswith(" 50.0 %  5/10 shards  0.001351 shards/s  1:01:40 left")
     assert second.split("\r")[1].startswith(" 25.0 %  1/4 shards") and second.rstrip().endswith("took 1:01:40")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5"), (999.4, "999.4"), (999.6, "1k"), (12_345, "12.3k"), (999_400, "999k"), (999_968, "1M"), (2e12, "2T")],
+)
+def test_counts_are_short_and_never_a_thousand_of_a_unit(value, text):
+    assert human(value) == text
