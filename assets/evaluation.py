@@ -134,6 +134,7 @@ _METRICS = {
     "concentration": "Over how many of its active latents a code is spread: effective L0, entropy, largest share.",
     "ablation": "How sparse the effects of single latents on the logits are, beside channels and random directions.",
     "shrinkage": "Active latents chosen anew by least squares: what the encoder had taken off them.",
+    "examples": "Where each latent fires most, and at random, with the tokens around.",
     "explanations": "Patterns of tokens for a sample of latents (N2G): precision, recall, F1, simulated code.",
     PROBES: "Logistic probes of the best latents on binary tasks, beside permuted labels, channels, random directions.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",
@@ -323,7 +324,7 @@ def table_stage(metrics: tuple[str, ...]) -> Stage:
     return Stage(
         asset="evaluation_table",
         group="evaluation",
-        description="All metrics of a site as tidy tables: saes, metrics, unit_stats, curves, latent_stats, probes.",
+        description="All metrics of a site as tidy tables: saes, metrics, unit_stats, curves, latent_stats, examples …",
         deps=metrics,
         by="site",
         make=_make_table,

@@ -7,6 +7,7 @@ from sae_pipeline.evaluation import (
     concentration,
     density,
     downstream,
+    examples,
     explanations,
     probes,
     progressive,
@@ -34,6 +35,7 @@ METRICS: Final[dict[str, Metric]] = {
         ablation,
         probes,
         explanations,
+        examples,
     )
 }
 """Every metric by name; each is one file of this room."""

@@ -16,7 +16,7 @@ RECORD: Final = "table.json"
 
 
 def write_table(draft: Draft, artefacts: Sequence[Artefact], saes: pd.DataFrame, *, expected: int) -> dict[str, Any]:
-    """Write saes, metrics, unit_stats, curves, latent_stats and probe_results as parquet.
+    """Write saes, metrics, unit_stats, curves, latent_stats, probe_results and examples as parquet.
 
     Args:
         draft: the open draft.

@@ -87,12 +87,26 @@ PROBE_RESULTS_COLUMNS: Final = {
     "status": "str",
     "reason": "str",
 }
+EXAMPLES_COLUMNS: Final = {
+    "autoencoder": "str",
+    "sae_id": "str",
+    "latent": "int64",
+    "kind": "str",
+    "rank": "int64",
+    "value": "float64",
+    "row": "int64",
+    "document": "int64",
+    "position": "int64",
+    "tokens": "str",
+    "at": "int64",
+}
 TABLES: Final = {
     "metrics": METRIC_COLUMNS,
     "unit_stats": UNIT_STATS_COLUMNS,
     "curves": CURVE_COLUMNS,
     "latent_stats": LATENT_STATS_COLUMNS,
     "probe_results": PROBE_RESULTS_COLUMNS,
+    "examples": EXAMPLES_COLUMNS,
 }
 _ORDER: Final = {
     "metrics": ["autoencoder", "sae_id", "metric", "variant"],
@@ -100,8 +114,9 @@ _ORDER: Final = {
     "curves": ["autoencoder", "sae_id", "metric", "curve", "x"],
     "latent_stats": ["autoencoder", "sae_id", "latent"],
     "probe_results": ["autoencoder", "sae_id", "task", "probe", "code", "k"],
+    "examples": ["autoencoder", "sae_id", "latent", "kind", "rank"],
 }
-_LATER: Final = "probe_results"  # results published before there was this table do not hold it
+_LATER: Final = ("probe_results", "examples")  # results published before there were these tables do not hold them
 
 
 def empty(table: str) -> pd.DataFrame:
@@ -125,6 +140,7 @@ class MetricResult:
     curves: y over x.
     latent_stats: one row per latent.
     probe_results: one row per task and probe: losses in nats, accuracy and AUC on the test rows, with what was chosen.
+    examples: rows of the evaluation set on which a latent fires, with the tokens around.
     facts: what else a reader of the numbers should know, e.g. whether norm and mean bypass the autoencoder.
     """
 
@@ -135,6 +151,7 @@ class MetricResult:
     curves: pd.DataFrame = field(default_factory=lambda: empty("curves"))
     latent_stats: pd.DataFrame = field(default_factory=lambda: empty("latent_stats"))
     probe_results: pd.DataFrame = field(default_factory=lambda: empty("probe_results"))
+    examples: pd.DataFrame = field(default_factory=lambda: empty("examples"))
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -159,7 +176,7 @@ def read_metric(source: Artefact | Draft) -> MetricResult:
 
 def read_parquet(source: Artefact | Draft, name: str) -> pd.DataFrame:
     """One table by name, empty where it was published before there was such a table."""
-    if name == _LATER and not source.exists(f"{name}.parquet"):
+    if name in _LATER and not source.exists(f"{name}.parquet"):
         return empty(name)
     return pd.read_parquet(source.file(f"{name}.parquet"))
 
