@@ -80,7 +80,7 @@ def prepare(
     for site, draft in drafts.items():
         check_shard_bytes(shard_rows, subject.width(site), config.dtype)
         shape = (contexts.n_rows, subject.width(site))
-        draft.array(ACTS, shape=shape, dtype=config.dtype, shard_rows=shard_rows)
+        draft.array(ACTS, shape=shape, dtype=config.dtype, shard_rows=shard_rows, codec=config.codec or "none")
     alike = {site: made_alike(draft, versions.get(site)) for site, draft in drafts.items()}
     found = [version.activations for version in alike.values() if version is not None]
     micro_batch = settle_micro_batch(drafts.values(), config.micro_batch, found)

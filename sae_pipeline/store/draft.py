@@ -140,10 +140,12 @@ class Draft:
         dtype: str | None = None,
         shard_rows: int | None = None,
         chunk_rows: int | None = None,
+        codec: str = "none",
     ) -> ShardedArray:
         """The array of that name: made if new, reopened if there (a differing shape, dtype or shard size is an error).
 
-        `dtype` is a numpy name or "bfloat16". Without shape, dtype and shard_rows the array must exist.
+        `dtype` is a numpy name or "bfloat16"; `codec` compresses a new array (`array_format.CODECS`). Without shape,
+        dtype and shard_rows the array must exist.
         """
         path = self.file(name)
         if "/" in name:
@@ -155,7 +157,9 @@ class Draft:
             return self._array(name)
         if new:
             self._must_be_alone()
-            create_array(self.path, name, shape=shape, dtype=dtype, shard_rows=shard_rows, chunk_rows=chunk_rows)
+            create_array(
+                self.path, name, shape=shape, dtype=dtype, shard_rows=shard_rows, chunk_rows=chunk_rows, codec=codec
+            )
         array = self._array(name)
         logical = dtype if dtype == "bfloat16" else storage_dtype(dtype).name
         found = (array.shape, array.logical_dtype, array.shard_rows, array.chunk_rows)

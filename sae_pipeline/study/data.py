@@ -31,7 +31,7 @@ class ActivationsConfig(Part):
     """How activations are stored: dtype, rows of a shard, contexts of one forward pass.
 
     `retain` bounds their bytes on the disk and changes no batch; `statistics_prefix` is the number of first rows that
-    statistics and normaliser are made from, which stay on the disk (docs/activations.md).
+    statistics and normaliser are made from, which stay on the disk (docs/activations.md). `codec` compresses shards.
     """
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -40,6 +40,7 @@ class ActivationsConfig(Part):
     retain: Literal["all", "none"] | Retain = Field(default="all", json_schema_extra=EXECUTION_ONLY)
     statistics_prefix: Count | None = None
     outliers: Outliers | None = None
+    codec: Literal["none", "zstd", "blosc-lz4"] | None = None
 
     @property
     def statistics_rows(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,9 @@ def _write_split(
 ) -> None:
     n = len(side.packed)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    size = {"shard_rows": SHARD_CONTEXTS, "chunk_rows": CHUNK_CONTEXTS}
-    ids = draft.array(ids_array(split), shape=(n, layout.context), dtype=dtype, **size)
-    index = draft.array(index_array(split), shape=(n, 4), dtype="int32", **size)
+    array = partial(draft.array, shard_rows=SHARD_CONTEXTS, chunk_rows=CHUNK_CONTEXTS)
+    ids = array(ids_array(split), shape=(n, layout.context), dtype=dtype)
+    index = array(index_array(split), shape=(n, 4), dtype="int32")
     columns = np.stack([side.packed.document, side.packed.start, side.packed.length, side.rows], 1).astype(np.int32)
     for i in range(ids.n_shards):
         rows = ids.rows(i)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,22 @@ def reference_rows(subject: Subject, contexts: MemoryContexts) -> npt.NDArray[np
             output = subject._model(torch.from_numpy(ids_l[None, :length]), output_hidden_states=True)
         rows.append(output.hidden_states[POST.layer + 1][0].numpy()[mask_l[:length]])
     return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "blosc-lz4"])
+def test_a_codec_changes_the_bytes_and_no_row(
+    subject: Subject, tokens: MemoryTokens, tmp_path: Path, codec: Literal["zstd", "blosc-lz4"]
+) -> None:
+    rows = []
+    for name, chosen in (("plain", None), ("packed", codec)):
+        config = config_of("float16").model_copy(update={"codec": chosen})
+        with open_draft(tmp_path / name) as draft:
+            harvest(subject, tokens, {POST: draft}, config)
+            array = open_activations(draft.publish({}))
+        rows.append(array.read(0, array.n_rows))
+        codecs = [found.to_dict()["name"] for found in array._zarr.metadata.codecs[0].codecs]
+        assert codecs == (["bytes", "crc32c"] if chosen is None else ["bytes", codec.partition("-")[0], "crc32c"])
+    np.testing.assert_array_equal(*rows)
 
 
 def test_rows_equal_a_direct_forward_pass(subject: Subject, tokens: MemoryTokens, tmp_path: Path) -> None:
