@@ -135,6 +135,7 @@ _METRICS = {
     "ablation": "How sparse the effects of single latents on the logits are, beside channels and random directions.",
     "shrinkage": "Active latents chosen anew by least squares: what the encoder had taken off them.",
     "explanations": "Patterns of tokens for a sample of latents (N2G): precision, recall, F1, simulated code.",
+    "antipodal": "Latents with a twin of one sign or the other, by decoder and encoder; cosine of the nearest.",
     PROBES: "Logistic probes of the best latents on binary tasks, beside permuted labels, channels, random directions.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",
 }

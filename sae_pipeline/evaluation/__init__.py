@@ -4,6 +4,7 @@ from typing import Final
 
 from sae_pipeline.evaluation import (
     ablation,
+    antipodal,
     concentration,
     density,
     downstream,
@@ -19,6 +20,13 @@ from sae_pipeline.evaluation.champion import challenge
 from sae_pipeline.evaluation.codes_cache import CodesCache, build_codes
 from sae_pipeline.evaluation.errors import CacheMismatch, EvaluationError
 from sae_pipeline.evaluation.inputs import Metric, MetricInputs
+from sae_pipeline.evaluation.monosemanticity import (
+    ClassPurity,
+    Monosemanticity,
+    Purity,
+    class_purity,
+    monosemanticity,
+)
 from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_table
 from sae_pipeline.evaluation.tables import MetricResult, build_table, read_metric, write_metric
 
@@ -34,6 +42,7 @@ METRICS: Final[dict[str, Metric]] = {
         ablation,
         probes,
         explanations,
+        antipodal,
     )
 }
 """Every metric by name; each is one file of this room."""
@@ -41,19 +50,24 @@ METRICS: Final[dict[str, Metric]] = {
 __all__ = [
     "METRICS",
     "CacheMismatch",
+    "ClassPurity",
     "CodesCache",
     "Comparison",
     "EvaluationError",
     "Metric",
     "MetricInputs",
     "MetricResult",
+    "Monosemanticity",
+    "Purity",
     "audit_codes",
     "audit_metric",
     "audit_table",
     "build_codes",
     "build_table",
     "challenge",
+    "class_purity",
     "compare_paired",
+    "monosemanticity",
     "read_metric",
     "read_tables",
     "write_metric",

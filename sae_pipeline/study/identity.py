@@ -22,6 +22,7 @@ VERSIONS: Final[dict[str, int]] = {
     "eval_ablation": 1,
     "eval_shrinkage": 1,
     "eval_explanations": 1,
+    "eval_antipodal": 1,
     "probe_set": 1,
     "eval_probes": 1,
     "champion": 1,
