@@ -13,6 +13,7 @@ from sae_pipeline.evaluation import (
     progressive,
     reconstruction,
     shrinkage,
+    stability,
 )
 from sae_pipeline.evaluation.audit import audit_codes, audit_metric
 from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
@@ -28,6 +29,7 @@ from sae_pipeline.evaluation.monosemanticity import (
     monosemanticity,
 )
 from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_table
+from sae_pipeline.evaluation.stability_pair import Stability, compare_latents
 from sae_pipeline.evaluation.tables import MetricResult, build_table, read_metric, write_metric
 
 METRICS: Final[dict[str, Metric]] = {
@@ -43,6 +45,7 @@ METRICS: Final[dict[str, Metric]] = {
         probes,
         explanations,
         antipodal,
+        stability,
     )
 }
 """Every metric by name; each is one file of this room."""
@@ -59,6 +62,7 @@ __all__ = [
     "MetricResult",
     "Monosemanticity",
     "Purity",
+    "Stability",
     "audit_codes",
     "audit_metric",
     "audit_table",
@@ -66,6 +70,7 @@ __all__ = [
     "build_table",
     "challenge",
     "class_purity",
+    "compare_latents",
     "compare_paired",
     "monosemanticity",
     "read_metric",
