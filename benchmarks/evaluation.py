@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from sae_pipeline.autoencoders import Autoencoder, AutoencoderConfig, Codes
 from sae_pipeline.dataset import Normaliser
-from sae_pipeline.evaluation import monosemanticity
+from sae_pipeline.evaluation import monosemanticity_scores
 from sae_pipeline.evaluation.ablation_effects import Effects, Position
 from sae_pipeline.evaluation.progressive import prefix_errors
 from sae_pipeline.kernels import Parameters
@@ -153,7 +153,7 @@ def monosemanticity_case(items: int, n: int, k: int, e: int) -> Case:
             return known(torch.where(weight_n > 0, similar_n / weight_n, torch.nan).numpy())
 
         def ours() -> np.ndarray:
-            return known(monosemanticity(codes, embedding_me, n))
+            return known(monosemanticity_scores(codes, embedding_me, n))
 
         return plain, ours
 

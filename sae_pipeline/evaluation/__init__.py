@@ -20,13 +20,14 @@ from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
 from sae_pipeline.evaluation.champion import challenge
 from sae_pipeline.evaluation.codes_cache import CodesCache, build_codes
 from sae_pipeline.evaluation.errors import CacheMismatch, EvaluationError
+from sae_pipeline.evaluation.ground_truth import GroundTruth, compare_with_planted
 from sae_pipeline.evaluation.inputs import Metric, MetricInputs
 from sae_pipeline.evaluation.monosemanticity import (
     ClassPurity,
     Monosemanticity,
     Purity,
     class_purity,
-    monosemanticity,
+    monosemanticity_scores,
 )
 from sae_pipeline.evaluation.site_table import audit_table, read_tables, write_table
 from sae_pipeline.evaluation.stability_pair import Stability, compare_latents
@@ -57,6 +58,7 @@ __all__ = [
     "CodesCache",
     "Comparison",
     "EvaluationError",
+    "GroundTruth",
     "Metric",
     "MetricInputs",
     "MetricResult",
@@ -72,7 +74,8 @@ __all__ = [
     "class_purity",
     "compare_latents",
     "compare_paired",
-    "monosemanticity",
+    "compare_with_planted",
+    "monosemanticity_scores",
     "read_metric",
     "read_tables",
     "write_metric",

@@ -81,7 +81,7 @@ class Monosemanticity:
         return (square - self.items) / (self.items * (self.items - 1))
 
 
-def monosemanticity(codes: Codes, embedding_me: Tensor | FloatArray, n: int) -> FloatArray:
+def monosemanticity_scores(codes: Codes, embedding_me: Tensor | FloatArray, n: int) -> FloatArray:
     """The monosemanticity score of every latent [n]; see `Monosemanticity`, which also takes items in batches.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from evaluation_doubles import autoencoder, normalised_rows
 
 from sae_pipeline.autoencoders import Codes
-from sae_pipeline.evaluation import ClassPurity, EvaluationError, Monosemanticity, class_purity, monosemanticity
+from sae_pipeline.evaluation import ClassPurity, EvaluationError, Monosemanticity, class_purity, monosemanticity_scores
 from sae_pipeline.measures.directions import unit_rows
 
 N, E, ITEMS = 24, 6, 70
@@ -52,18 +52,18 @@ def test_score_is_that_of_the_loop_over_pairs(layout):
     z, e = sparse_latents(), embeddings()
     expected = pair_loop(z, e)
     assert np.isnan(expected[1:4]).all() and np.isfinite(expected[[0, *range(4, N)]]).all()
-    assert monosemanticity(layout(z), e, N) == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
+    assert monosemanticity_scores(layout(z), e, N) == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
 def test_alike_and_opposite_items_are_the_limits_and_scale_does_not_matter():
     z, e = sparse_latents(), embeddings()
-    assert np.nanmin(monosemanticity(Codes.ragged(z), torch.ones(ITEMS, E), N)) == pytest.approx(1.0)
+    assert np.nanmin(monosemanticity_scores(Codes.ragged(z), torch.ones(ITEMS, E), N)) == pytest.approx(1.0)
     opposite = torch.zeros(ITEMS, E).index_fill(1, torch.tensor([0]), 1.0)
     opposite[3] = -opposite[3]
-    assert monosemanticity(Codes.ragged(z), opposite, N)[4] == pytest.approx(-1.0)
-    once = monosemanticity(Codes.ragged(z), e, N)
+    assert monosemanticity_scores(Codes.ragged(z), opposite, N)[4] == pytest.approx(-1.0)
+    once = monosemanticity_scores(Codes.ragged(z), e, N)
     lengths = torch.rand(ITEMS, 1, generator=torch.Generator().manual_seed(0)) + 0.5
-    again = monosemanticity(Codes.ragged(1000 * z), (lengths * e).numpy(), N)
+    again = monosemanticity_scores(Codes.ragged(1000 * z), (lengths * e).numpy(), N)
     assert again == pytest.approx(once, rel=1e-6, nan_ok=True)
 
 
@@ -71,7 +71,7 @@ def test_order_and_batches_do_not_matter(evaluation_set):
     made = autoencoder(n=48, k=4)
     u = normalised_rows(made, evaluation_set)[0]
     codes, e = made.encode(u), embeddings()[torch.arange(len(u)) % ITEMS]
-    whole, batched = monosemanticity(codes, e, 48), Monosemanticity(48, E)
+    whole, batched = monosemanticity_scores(codes, e, 48), Monosemanticity(48, E)
     order = torch.randperm(len(u), generator=torch.Generator().manual_seed(0))
     for part in order.split(17):
         batched.update(Codes(codes.indices[part], codes.values[part]), e[part])
@@ -110,11 +110,11 @@ def test_purity_is_that_of_dense_counting_and_ignores_batches():
 def test_bad_input_says_what_is_wrong():
     codes, e = Codes.ragged(sparse_latents()), embeddings()
     with pytest.raises(EvaluationError, match="70 items, but 69 items"):
-        monosemanticity(codes, e[:-1], N)
+        monosemanticity_scores(codes, e[:-1], N)
     with pytest.raises(EvaluationError, match="latent 23, but there are 20"):
-        monosemanticity(codes, e, 20)
+        monosemanticity_scores(codes, e, 20)
     with pytest.raises(EvaluationError, match="has no direction"):
-        monosemanticity(codes, e * (torch.arange(ITEMS) > 0)[:, None], N)
+        monosemanticity_scores(codes, e * (torch.arange(ITEMS) > 0)[:, None], N)
     with pytest.raises(EvaluationError, match=r"must be \[items, 6\]"):
         Monosemanticity(N, E).update(codes, e[:, :3])
     with pytest.raises(EvaluationError, match=r"labels from 0 to 4 are not 0 … 1"):
