@@ -136,6 +136,7 @@ _METRICS = {
     "shrinkage": "Active latents chosen anew by least squares: what the encoder had taken off them.",
     "explanations": "Patterns of tokens for a sample of latents (N2G): precision, recall, F1, simulated code.",
     "antipodal": "Latents with a twin of one sign or the other, by decoder and encoder; cosine of the nearest.",
+    "context_length": "NMSE and KL in longer contexts than trained on, beside the same tokens in short ones.",
     STABILITY: "Which latents autoencoders of other seeds have, too: nearest and matched cosines, shares, chance.",
     PROBES: "Logistic probes of the best latents on binary tasks, beside permuted labels, channels, random directions.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",

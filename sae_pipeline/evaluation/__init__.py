@@ -6,6 +6,7 @@ from sae_pipeline.evaluation import (
     ablation,
     antipodal,
     concentration,
+    context_length,
     density,
     downstream,
     explanations,
@@ -47,6 +48,7 @@ METRICS: Final[dict[str, Metric]] = {
         explanations,
         antipodal,
         stability,
+        context_length,
     )
 }
 """Every metric by name; each is one file of this room."""

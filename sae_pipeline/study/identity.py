@@ -24,6 +24,7 @@ VERSIONS: Final[dict[str, int]] = {
     "eval_explanations": 1,
     "eval_antipodal": 1,
     "eval_stability": 1,
+    "eval_context_length": 1,
     "probe_set": 1,
     "eval_probes": 1,
     "champion": 1,
