@@ -120,7 +120,8 @@ def _support(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Precision, recall and F1 [f]."""
     counts = np.zeros((3, len(latent_f)), np.int64)
-    for x_rd, true_rf in zip(planted.rows_md.split(_ROWS_AT_ONCE), planted.codes_mf.split(_ROWS_AT_ONCE), strict=True):
+    parts = (torch.split(rows, _ROWS_AT_ONCE) for rows in (planted.rows_md, planted.codes_mf))
+    for x_rd, true_rf in zip(*parts, strict=True):
         u_rd, _ = autoencoder.normaliser.normalise(x_rd.to(autoencoder.device))
         counts += support_scores(autoencoder.encode(u_rd), true_rf, latent_f)
     both_f, fired_f, there_f = counts

@@ -190,4 +190,5 @@ def _unit_rows(embedding_be: Tensor | FloatArray, e: int) -> FloatArray:
     norm_b = rows_be.norm(dim=1)
     if not bool(((norm_b > 0) & norm_b.isfinite()).all()):
         raise EvaluationError("an embedding is 0 or not finite, so it has no direction; leave that item out")
-    return (rows_be / norm_b[:, None]).cpu().numpy()
+    unit_be: FloatArray = (rows_be / norm_b[:, None]).cpu().numpy()
+    return unit_be

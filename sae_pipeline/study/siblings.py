@@ -18,7 +18,8 @@ def siblings(specs: Mapping[str, AutoencoderSpec], key: str) -> dict[int, str]:
         specs: the autoencoders of its site by key.
         key: the autoencoder.
     """
-    own, found = specs[key], {}
+    own = specs[key]
+    found: dict[int, str] = {}
     for other in specs.values():
         if other.seed != own.seed and other.model_copy(update={"key": key, "seed": own.seed}) == own:
             found.setdefault(other.seed, other.key)
