@@ -59,7 +59,12 @@ def _measure_alike(inputs: Sequence[MetricInputs], tokens: int, positions: int, 
             for total in totals:
                 total.add(way, long, clean, runner)
         inputs[0].progress.update(done + 1, len(contexts), "contexts", autoencoders=len(inputs))
-    return [total.result(subject.card.max_positions, len(contexts)) for total in totals]
+    facts = {
+        "subject_positions": subject.card.max_positions,
+        "contexts": len(contexts),
+        "first_context_max_relative_difference": runner.difference,
+    }
+    return [total.result(facts) for total in totals]
 
 
 METRIC = Metric("context_length", VERSION, needs_subject=True, measure=_measure, numbers=NUMBERS)
@@ -98,12 +103,16 @@ class _Runner:
         self._subject, self._set = subject, evaluation_set
         per_context = evaluation_set.mask(0, evaluation_set.n_contexts).sum(1).numpy()
         self._row_of_c = np.concatenate([[0], np.cumsum(per_context, dtype=np.int64)])
+        self.difference = 0.0
 
     def long(self, long: LongContext) -> _Clean:
         """In one context."""
         ids_cl, mask_l = torch.from_numpy(long.ids_l)[None], torch.from_numpy(long.mask_l)
         value_cld = self._subject.run(ids_cl, [self._set.site])[self._set.site].float().cpu()
         at_r = mask_l.nonzero()[:, 0]
+        first_ld = self._set.residuals(long.a, long.a + 1)[0, : len(long)]
+        change = (value_cld[0, : len(first_ld)] - first_ld)[: int(self._set.length[long.a])].abs().max()
+        self.difference = max(self.difference, float(change / first_ld.abs().max()))
         return self._clean(ids_cl, value_cld, mask_l[None], (torch.zeros_like(at_r), at_r), None)
 
     def short(self, long: LongContext) -> _Clean:
@@ -168,13 +177,14 @@ class _Totals:
             if not way:
                 self._sums_l[name] += np.bincount(at_r, value_r, self._longest)
 
-    def result(self, last: int, n_contexts: int) -> MetricResult:
-        """The figures; `last` positions are all that the subject has."""
+    def result(self, facts: dict[str, float]) -> MetricResult:
+        """The figures; `subject_positions` of the facts are all that the subject has."""
+        last = int(facts["subject_positions"])
         rows, stats = ratio_tables(self._inputs, VERSION, self._documents, self._ratios())
         if self._longest == last:
             rows = pd.concat([rows, self._beyond(last)], ignore_index=True)
-        facts = {"subject_positions": last, "contexts": n_contexts, "tokens": int(self._sums_l["rows"].sum())}
-        return MetricResult("context_length", VERSION, rows, stats, self._curves(), facts=facts)
+        tokens = {"tokens": int(self._sums_l["rows"].sum())}
+        return MetricResult("context_length", VERSION, rows, stats, self._curves(), facts=facts | tokens)
 
     def _ratios(self) -> list[Ratio]:
         return [

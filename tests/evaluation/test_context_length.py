@@ -75,6 +75,7 @@ def test_figures_are_those_of_whole_documents_run_by_themselves(inputs, subject,
     for position in (0, 13, 30):
         assert curve.loc[position, "y"] == pytest.approx(kl[at == position].mean(), rel=1e-4)
     assert result.facts["tokens"] == len(at) == evaluation_set.n_rows
+    assert result.facts["first_context_max_relative_difference"] < 1e-6
 
 
 def test_short_variants_are_what_the_other_metrics_find_of_the_same_tokens(inputs):
