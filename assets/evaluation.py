@@ -12,7 +12,7 @@ from assets.probes import probe_data
 from assets.publishing import Job, Stage
 from assets.scaling import copy_files
 from resources import Rule
-from sae_pipeline.study import PROBES
+from sae_pipeline.study import PROBES, STABILITY, siblings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,6 +136,9 @@ _METRICS = {
     "shrinkage": "Active latents chosen anew by least squares: what the encoder had taken off them.",
     "examples": "Where each latent fires most, and at random, with the tokens around.",
     "explanations": "Patterns of tokens for a sample of latents (N2G): precision, recall, F1, simulated code.",
+    "antipodal": "Latents with a twin of one sign or the other, by decoder and encoder; cosine of the nearest.",
+    "context_length": "NMSE and KL in longer contexts than trained on, beside the same tokens in short ones.",
+    STABILITY: "Which latents autoencoders of other seeds have, too: nearest and matched cosines, shares, chance.",
     PROBES: "Logistic probes of the best latents on binary tasks, beside permuted labels, channels, random directions.",
     "downstream": "KL and ΔCE of the subject with the reconstruction spliced in, beside zero and mean ablation.",
 }
@@ -147,8 +150,9 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
 
     work, metric = job.workspace, METRICS[name]
     summaries = {}
-    for evaluation_set, evaluation_id, members in _by_site(job):
+    for evaluation_set, evaluation_id, of_site in _by_site(job):
         inputs = []
+        members = [(node, draft) for node, draft in of_site if not _lacks(job, node)]
         site_probes = probe_data(work, str(evaluation_set.site)) if name == PROBES else None
         for node, _ in members:
             _, site, key = node.name.split("/")
@@ -166,13 +170,30 @@ def _make_metric(name: str, job: Job) -> Mapping[Node, dict[str, Any]]:
                     parameters=work.study.evaluation.metrics[name],
                     probe_data=site_probes,
                     subject=job.subject() if metric.needs_subject else None,
+                    siblings=_siblings(work, site, key) if name == STABILITY else {},
                     dead=(artefact.summary["train"]["dead"], work.lineage.spec(node).dead_after_tokens),
                     progress=job.progress,
                 )
             )
-        results = metric.run_many(inputs)
+        results = metric.run_many(inputs) if inputs else []
         summaries |= {node: write_metric(draft, result) for (node, draft), result in zip(members, results, strict=True)}
     return summaries
+
+
+def _lacks(job: Job, node: Node) -> bool:
+    """Whether a sibling that the node is made from is not published; then it is noted as failed."""
+    own = node.name.replace(node.asset, "autoencoder", 1)
+    others = [name for name in node.inputs if name.startswith("autoencoder/") and name != own]
+    lacking = [name for name in others if job.workspace.find(name) is None]
+    if lacking:
+        job.failures[node] = f"it is made from {', '.join(lacking)}, not published yet; make that first"
+    return bool(lacking)
+
+
+def _siblings(work: Workspace, site: str, key: str) -> dict[int, Autoencoder]:
+    specs = work.lineage.specs_at(site)
+    nodes = {seed: work.lineage[f"autoencoder/{site}/{other}"] for seed, other in siblings(specs, key).items()}
+    return {seed: _autoencoder(work, node)[1] for seed, node in nodes.items()}
 
 
 def _audit_metric(job: Job, node: Node, draft: Draft) -> pd.DataFrame:

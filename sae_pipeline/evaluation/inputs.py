@@ -42,6 +42,7 @@ class MetricInputs:
         parameters: the metric's own, from the study.
         subject: the loaded model, for metrics that need it.
         probe_data: the site's probe tasks, for the metric that needs them.
+        siblings: by seed the autoencoders that differ from it in nothing else, for the metric that compares them.
         dead: share of latents dead at the end of training and the window in tokens, where training told.
         progress: told how far the work is.
     """
@@ -57,6 +58,7 @@ class MetricInputs:
     parameters: dict[str, Any] = field(default_factory=dict)
     subject: Subject | None = None
     probe_data: ProbeData | None = None
+    siblings: Mapping[int, Autoencoder] = field(default_factory=dict)
     dead: tuple[float, int] | None = None
     progress: Progress = silent
 

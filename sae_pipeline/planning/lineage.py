@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,19 @@ import pandas as pd
 from sae_pipeline.planning.continuation import InUse, continued
 from sae_pipeline.planning.facts import Facts
 from sae_pipeline.store import PipelineError
-from sae_pipeline.study import NULL, PROBES, VERSIONS, AutoencoderSpec, Site, Study, expand, identity_of, lineage_record
+from sae_pipeline.study import (
+    NULL,
+    PROBES,
+    STABILITY,
+    VERSIONS,
+    AutoencoderSpec,
+    Site,
+    Study,
+    expand,
+    identity_of,
+    lineage_record,
+    siblings,
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,8 @@ class Lineage:
             for key, spec in self.specs[site].items()
             for metric in self._add_autoencoder(site, key, spec, dataset, evaluation_set)
         ]
+        if STABILITY in study.evaluation.metrics:
+            metrics += [self._add_stability(site, key) for key in self.specs[site]]
         self._add_fits(site, metrics)
 
     def _add_probe_set(self, site: Site, source: Mapping[str, Any]) -> None:
@@ -177,17 +191,14 @@ class Lineage:
         codes = self._add(
             f"codes/{place}", "evaluation", f"codes-{site}-{key}", "codes", {}, [autoencoder, evaluation_set]
         )
-        bootstrap = {"bootstrap": self.study.evaluation.bootstrap.determining(), "seed": self.study.seed}
         metrics = [
-            self._add(
-                f"eval_{metric}/{place}",
-                "evaluation",
-                f"{metric}-{site}-{key}",
-                f"eval_{metric}",
-                {"parameters": parameters, **bootstrap},
+            self._add_metric(
+                place,
+                metric,
                 [codes, autoencoder, evaluation_set, *([f"probe_set/{site}"] if metric == PROBES else [])],
             )
-            for metric, parameters in self.study.evaluation.metrics.items()
+            for metric in self.study.evaluation.metrics
+            if metric != STABILITY
         ]
         reconstruction = f"eval_reconstruction/{place}"
         self._add(
@@ -195,10 +206,28 @@ class Lineage:
             "evaluation",
             f"champion-{site}-{key}",
             "champion",
-            bootstrap,
+            self._bootstrap(),
             [reconstruction, autoencoder, evaluation_set],
         )
         return metrics
+
+    def _add_metric(self, place: str, metric: str, inputs: list[str], **config: Any) -> str:
+        parameters = {"parameters": self.study.evaluation.metrics[metric], **self._bootstrap(), **config}
+        key = f"{metric}-{place.replace('/', '-')}"
+        return self._add(f"eval_{metric}/{place}", "evaluation", key, f"eval_{metric}", parameters, inputs)
+
+    def _add_stability(self, site: Site, key: str) -> str:
+        """Once all autoencoders of the site are there: it is made from the siblings, too, which its record names."""
+        place = f"{site}/{key}"
+        names = {seed: f"autoencoder/{site}/{other}" for seed, other in siblings(self.specs[site], key).items()}
+        identities = {str(seed): self.nodes[name].identity for seed, name in names.items()}
+        inputs = [f"codes/{place}", f"autoencoder/{place}", f"evaluation_set/{site}"]
+        name = self._add_metric(place, STABILITY, inputs, siblings=identities)
+        self.nodes[name] = replace(self.nodes[name], inputs=(*inputs, *names.values()))
+        return name
+
+    def _bootstrap(self) -> dict[str, Any]:
+        return {"bootstrap": self.study.evaluation.bootstrap.determining(), "seed": self.study.seed}
 
     def _null(self) -> dict[str, str]:
         """The mark of null controls: in the tables and, through the record, in every saved autoencoder."""

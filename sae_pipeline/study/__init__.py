@@ -20,11 +20,13 @@ from sae_pipeline.study.models import (
 from sae_pipeline.study.nulls import NULL, null_control
 from sae_pipeline.study.parts import Part
 from sae_pipeline.study.probing import EMBEDDED_TASKS, PROBES, probe_tasks
+from sae_pipeline.study.siblings import STABILITY, siblings
 
 __all__ = [
     "EMBEDDED_TASKS",
     "NULL",
     "PROBES",
+    "STABILITY",
     "VERSIONS",
     "WHERE",
     "ActivationsConfig",
@@ -52,4 +54,5 @@ __all__ = [
     "null_control",
     "probe_tasks",
     "resolve_site",
+    "siblings",
 ]

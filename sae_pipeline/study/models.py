@@ -225,7 +225,7 @@ SUITES: Final = {
     "core": ("reconstruction", "density", "downstream"),
     "full": (
         "reconstruction", "density", "downstream", "progressive", "concentration", "shrinkage", "ablation", "probes",
-        "explanations", "examples",
+        "explanations", "examples", "antipodal", "stability", "context_length",
     ),
 }  # fmt: skip
 """Metrics that a study may ask for by one word, each with its defaults."""
