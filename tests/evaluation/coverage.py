@@ -43,10 +43,12 @@ class Cell:
     skewed: bool = False
 
 
-JUDGED = tuple(Cell(documents) for documents in (10, 20, 50, 200))
-"""The interval must hold the truth as often as it says."""
-SHOWN = (Cell(5), Cell(20, skewed=True), Cell(200, skewed=True))
-"""How often it does is reported: five documents, and skewed ones, of which few are too few."""
+EXACT = tuple(Cell(documents) for documents in (20, 50, 200))
+"""The interval is to hold the truth as often as it says."""
+ENOUGH = tuple(Cell(documents) for documents in (5, 10))
+"""It is to hold the truth at least as often: so few documents do not tell their spread well."""
+SHOWN = tuple(Cell(documents, skewed=True) for documents in (20, 200))
+"""How often it does is reported: of a few documents far above the rest a sample without them cannot tell."""
 WITH_TOKENS = Cell(20)
 
 
@@ -65,7 +67,7 @@ def draw(rng: np.random.Generator, cell: Cell) -> DataSet:
     """One data set. E[num] / E[den] is VALUE, and VALUE + GAIN of the other, whose documents are as difficult."""
     u = cell.documents
     lengths_u = np.maximum(1, np.rint(TOKENS * np.exp(LENGTHS * rng.standard_normal(u) - LENGTHS**2 / 2))).astype(int)
-    level_u = (rng.gamma(2.0, size=u) - 2) / np.sqrt(2) if cell.skewed else rng.standard_normal(u)
+    level_u = 2 * (rng.exponential(size=u) - 1) if cell.skewed else rng.standard_normal(u)
     own_u = rng.standard_normal(u)
     noise_t = np.concatenate([_autoregression(rng, length) for length in lengths_u])
     den_t = rng.gamma(4.0, size=len(noise_t)) / 4
@@ -136,7 +138,7 @@ def misses(cell: Cell, found: Mapping[str, float], data_sets: int) -> list[str]:
     wrong = [
         f"{cell}: the interval of {way} holds the truth in {found[way]:.1%}"
         for way in {"documents", "paired"} & set(found)
-        if not low <= found[way] <= high
+        if not low <= found[way] <= (high if cell in EXACT else 1.0)
     ]
     if found.get("tokens", 0.0) >= low:
         wrong.append(f"{cell}: resampled tokens hold the truth in {found['tokens']:.1%}, as they should not")
@@ -148,15 +150,15 @@ def trials(seed: int) -> Record:
     started_s = time.monotonic()
     found = {
         cell: measure(cell, DATA_SETS, RESAMPLES, seed, WAYS if cell == WITH_TOKENS else [*WAYS][:-1])
-        for cell in (*JUDGED, *SHOWN)
+        for cell in (*EXACT, *ENOUGH, *SHOWN)
     }
     return {
         "data_sets": DATA_SETS,
         "resamples": RESAMPLES,
         "bound": bound(DATA_SETS),
-        "cells": [{**asdict(cell), "judged": cell in JUDGED, **shares} for cell, shares in found.items()],
+        "cells": [{**asdict(cell), "judged": cell not in SHOWN, **shares} for cell, shares in found.items()],
         "seconds": round(time.monotonic() - started_s),
-        "failures": [line for cell in JUDGED for line in misses(cell, found[cell], DATA_SETS)],
+        "failures": [line for cell in (*EXACT, *ENOUGH) for line in misses(cell, found[cell], DATA_SETS)],
     }
 
 
