@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect_command.add_argument("--study", default=None, help="a name in studies/ or a YAML file; default demo")
     table_command = add("table", table, "Print the figures of a study's autoencoders.", home=False)
     table_command.add_argument("--metric", default=None, help="one metric with its intervals, e.g. nmse, dce, silent")
+    table_command.add_argument(
+        "--beside", action="append", default=[], metavar="STUDY", help="a null control, by its name; may be repeated"
+    )
     compare_command = add(
         "compare", compare, "Say how two autoencoders differ, and how surely.", study=False, home=False
     )

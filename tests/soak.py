@@ -1,4 +1,5 @@
-"""`make soak`: kill -9 at random moments of every stage and of a bare writer, and harm to all that was published.
+"""`make soak`: kill -9 at random moments of every stage and of a bare writer, harm to all that was published, and how
+often 95 % intervals hold the truth.
 
 Writes benchmarks/results/soak.json and ends with status 1 if anything failed. `python -m tests.soak [SEED]`.
 """
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.evaluation import coverage
 from tests.pipeline import kills
 from tests.pipeline.likeness import differences
 from tests.pipeline.moments import STAGE_OF, Moment
@@ -61,9 +63,11 @@ def main(seed: int) -> int:
     ]
     jobs += [lambda: harm_read(folder, seed), lambda: harm.kill_writers(folder, seed, WRITER_DEATHS)]
     jobs += [lambda pair=pair: flip_run(folder, seed, *pair) for pair in MADE_FROM]
-    records = list(side_by_side(jobs, folder))
+    *records, covered = side_by_side([*jobs, lambda: coverage.trials(seed)], folder)
     chains, (read, writers), runs = records[:CHAINS], records[CHAINS : CHAINS + 2], records[CHAINS + 2 :]
     result = summarise(seed, chains, read, writers, runs)
+    result |= {"coverage": covered, "failures": result["failures"] + len(covered["failures"])}
+    result["failed"] += covered["failures"]
     result["seconds"] = round(time.monotonic() - started_s)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     shutil.rmtree(folder)

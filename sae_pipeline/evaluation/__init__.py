@@ -21,6 +21,7 @@ from sae_pipeline.evaluation.audit import audit_codes, audit_metric
 from sae_pipeline.evaluation.bootstrap import Comparison, compare_paired
 from sae_pipeline.evaluation.champion import challenge
 from sae_pipeline.evaluation.codes_cache import CodesCache, build_codes
+from sae_pipeline.evaluation.controls import beside
 from sae_pipeline.evaluation.errors import CacheMismatch, EvaluationError
 from sae_pipeline.evaluation.ground_truth import GroundTruth, compare_with_planted
 from sae_pipeline.evaluation.inputs import Metric, MetricInputs
@@ -72,6 +73,7 @@ __all__ = [
     "audit_codes",
     "audit_metric",
     "audit_table",
+    "beside",
     "build_codes",
     "build_table",
     "challenge",

@@ -31,7 +31,7 @@ class LossRuns:
 def equivalent_rows(inputs: MetricInputs, version: int, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `perplexity` and `compute_share`, made from those of `ce` and `dce`; intervals go through the same map.
 
-    Both maps are monotone, so the quantiles of the resampled figures are the images of the quantiles.
+    Both maps are monotone: an interval that holds one holds the other.
     """
     records: list[dict[str, Any]] = [dict(zip(rows.columns, row, strict=True)) for row in rows.itertuples(index=False)]
     found = {(row["metric"], row["variant"]): row for row in records}

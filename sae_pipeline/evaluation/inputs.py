@@ -15,7 +15,7 @@ from sae_pipeline.activations import EvaluationSet
 from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.evaluation.bootstrap import Uncertainty, uncertainty
 from sae_pipeline.evaluation.codes_cache import CodesCache
-from sae_pipeline.evaluation.errors import EvaluationError
+from sae_pipeline.evaluation.errors import CacheMismatch, EvaluationError
 from sae_pipeline.evaluation.tables import UNIT_STATS_COLUMNS, MetricResult, frame
 from sae_pipeline.store import Progress, silent
 from sae_pipeline.subjects import Subject
@@ -64,6 +64,11 @@ class MetricInputs:
 
     def check(self) -> None:
         """Raise CacheMismatch unless codes, autoencoder and evaluation set belong together."""
+        if (d := self.autoencoder.config.d) != self.evaluation_set.d:
+            raise CacheMismatch(
+                f"{self.autoencoder_key} reads {d} values a token; the evaluation set has {self.evaluation_set.d}: "
+                f"it is of another subject or site"
+            )
         self.codes.check(
             sae_id=self.sae_id,
             evaluation_id=self.evaluation_id,

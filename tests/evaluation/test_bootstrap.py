@@ -3,12 +3,8 @@ import pandas as pd
 import pytest
 
 from sae_pipeline.evaluation import EvaluationError, bootstrap, compare_paired
-from sae_pipeline.evaluation.bootstrap import delta_se, resampled_ratios, uncertainty
-
-
-def correlated_documents(rng, documents=60, tokens=10, spread=1.0):
-    """Tokens = document effect + noise; true mean 0."""
-    return spread * rng.standard_normal((documents, 1)) + rng.standard_normal((documents, tokens))
+from sae_pipeline.evaluation.bootstrap import effective_units, interval, resampled_ratios, uncertainty
+from tests.evaluation import coverage
 
 
 def sums(values_ut):
@@ -25,25 +21,48 @@ def test_iid_normal_means_match_the_closed_form():
     assert found.ci_hi == pytest.approx(values.mean() + 1.96 * se, abs=0.12 * se)
 
 
-def test_delta_se_agrees_with_the_bootstrap_for_a_ratio():
+def test_se_agrees_with_the_delta_method_and_the_bootstrap_for_a_ratio_of_many():
     rng = np.random.default_rng(2)
     den = rng.gamma(4.0, size=(300, 2))
     num = den * (0.3 + 0.05 * rng.standard_normal((300, 2))) + 0.02 * rng.standard_normal((300, 2))
-    spread = resampled_ratios(num, den, 4000, seed=0).std(axis=0)
-    assert delta_se(num, den) == pytest.approx(spread, rel=0.06)
+    found = [one.se for one in uncertainty(num, den, 10, seed=0)]
+    residual = num - num.sum(axis=0) / den.sum(axis=0) * den
+    delta = np.sqrt(300 / 299 * (residual**2).sum(axis=0)) / den.sum(axis=0)  # Cochran 1977, §2.11
+    assert found == pytest.approx(delta, rel=0.02)
+    assert found == pytest.approx(resampled_ratios(num, den, 4000, seed=0).std(axis=0), rel=0.06)
 
 
 def test_documents_cover_where_tokens_do_not():
     """Tokens of a document are alike: resampling tokens claims a precision that is not there."""
-    rng = np.random.default_rng(3)
-    hits = {"documents": 0, "tokens": 0}
-    for trial in range(150):
-        values = correlated_documents(rng)
-        for units, flat in (("documents", values), ("tokens", values.reshape(-1, 1))):
-            found = uncertainty(*sums(flat), 300, seed=trial)[0]
-            hits[units] += found.ci_lo <= 0.0 <= found.ci_hi
-    assert hits["documents"] / 150 >= 0.88
-    assert hits["tokens"] / 150 < 0.7
+    cell, data_sets = coverage.WITH_TOKENS, 300
+    found = coverage.measure(cell, data_sets, 200, 0, ["documents", "paired"])
+    found |= coverage.measure(cell, 60, 100, 0, ["tokens"])
+    assert coverage.misses(cell, found, data_sets) == []
+    assert found["tokens"] < 0.7
+
+
+def test_a_few_documents_have_intervals_that_are_wide_enough():
+    (cell, *_), data_sets = coverage.ENOUGH, 200
+    found = coverage.measure(cell, data_sets, 200, 1, ["documents", "percentiles"])
+    assert coverage.misses(cell, found, data_sets) == []
+    assert found["percentiles"] < coverage.bound(data_sets)[0]
+
+
+def test_a_long_document_counts_for_more_than_one_and_less_than_its_length():
+    den = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 100.0]])
+    assert effective_units(den) == pytest.approx([3, 102**2 / 10002])
+    even, ruled = uncertainty(np.array([[1.0], [2.0], [3.0]]) * den, den, 500, seed=0)
+    assert even.ci_hi - even.ci_lo == pytest.approx(2 * 4.302653 * even.se)  # Student's t of 2 degrees of freedom
+    assert ruled.ci_hi - ruled.ci_lo == pytest.approx(2 * 12.706205 * ruled.se)  # never fewer than 1
+    assert ruled.ci_lo <= 3 - 3 / 102 <= ruled.ci_hi
+
+
+def test_the_sides_of_an_interval_are_the_bootstraps():
+    value, left_out = np.zeros(3), np.linspace(-1, 1, 8)[:, None].repeat(3, axis=1)
+    skewed = np.stack([np.linspace(-1, 3, 201), np.linspace(1, 2, 201), np.zeros(201)], axis=1)
+    low, high, se = interval(value, skewed, left_out, np.full(3, 8.0))
+    assert -low / (high - low) == pytest.approx([0.9 / 3.8, 0, 0.5])  # the value itself is never left outside
+    assert high - low == pytest.approx(2 * 2.364624 * se) and len(set(se)) == 1
 
 
 def test_portions_of_weights_do_not_change_the_draws(monkeypatch):

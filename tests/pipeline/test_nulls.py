@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from resources import Rule, ValidatorResource
+from sae_pipeline import cli
 from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.planning.staleness import stale
 from sae_pipeline.store import PipelineError
@@ -64,7 +65,7 @@ def assert_left_out(bench: Bench) -> None:
     assert {"draws have the rows' mean", "draws have the rows' covariance"} < {v["check"] for v in gates["verdicts"]}
 
 
-def test_gaussian_draws_run_through_the_whole_chain(smoke, bench):
+def test_gaussian_draws_run_through_the_whole_chain(smoke, bench, monkeypatch, capsys):
     drawn = finish(bench.with_settings(*DRAWN, *SPLICED_NOWHERE))
     assert_says_so(drawn, "gaussian_cov dataset")
     assert {made.normaliser.name for made in autoencoders(drawn)} == {"none"}
@@ -84,6 +85,15 @@ def test_gaussian_draws_run_through_the_whole_chain(smoke, bench):
     assert documents[0] == documents[1]
     assert set(null["metrics"]["evaluation_id"]).isdisjoint(real["metrics"]["evaluation_id"])
     assert_left_out(drawn)
+
+    for name in ("SAE_STUDY", "SAE_SET", "SAE_OUTPUTS"):
+        monkeypatch.setenv(name, "")  # and put back, whatever the command sets
+    outputs = str(drawn.graph.outputs_dir)
+    assert cli.main(["table", "smoke", "--beside", "smoke-drawn", "--metric", "nmse", "--outputs", outputs]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if "nmse " in line]
+    assert {(key, float(value) < float(of_draws)) for key, _, value, of_draws, *_ in shown} == {
+        (key, True) for key in drawn_nmse.index
+    }
 
 
 def test_an_untrained_twin_runs_through_the_whole_chain(smoke, bench):
