@@ -44,6 +44,12 @@ class Log:
     _tokens: int = 0
     _since: float | None = None
 
+    @property
+    def nmse(self) -> float:
+        """Mean over the steps since the last row; NaN where none was applied. Reads from the device."""
+        total, *_, count = self.sums.tolist()
+        return total / count if count else float("nan")
+
     def add(self, losses: Losses) -> None:
         """Count one applied step; nothing is read back from the device."""
         one = torch.ones((), dtype=torch.float64, device=self.sums.device)

@@ -22,7 +22,7 @@ from sae_pipeline.training.resample import resample
 from sae_pipeline.training.schedule import learning_rate
 from sae_pipeline.training.target import SparsityWeight
 
-LOG, DONE = "training.parquet", "training.json"
+LOG, DONE, DIVERGED = "training.parquet", "training.json", "diverged.json"
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run counts as diverged
 EXPLODED = 100.0  # times worse than predicting the mean, and than its own first row
 
@@ -56,7 +56,8 @@ class Member:
 class Outcome:
     """How a member ended.
 
-    status: "finished" (files written), "stopped" (checkpoint written) or "diverged" (nothing written, see `error`).
+    status: "finished" (files written), "stopped" (checkpoint written) or "diverged" (see `error`; the last checkpoint of
+    a sound state stays, and the draft is not trained again).
     figures: for a finished member the content of its training.json.
     """
 
@@ -135,8 +136,8 @@ class Run:
             self.save()
 
     def save(self) -> None:
-        """Checkpoint, unless the one on disk is of this step."""
-        if self._saved_step != self.step:
+        """Checkpoint, unless the one on disk is of this step or the state is unsound: then the last sound one stays."""
+        if self._saved_step != self.step and self._unsound(self.log.nmse) is None:
             names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
             record = {name: getattr(self, name) for name in names}
             record |= {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
@@ -200,18 +201,26 @@ class Run:
     def _write_row(self, lr: float) -> None:
         dead = float(self.state.fired.dead(self.spec.dead_after_tokens).double().mean())
         row = self.log.write(step=self.step, tokens=self.tokens, dead=dead, lr=lr, skipped_steps=self.skipped_steps)
+        if (cause := self._unsound(row["nmse"])) is not None:
+            self._diverge(cause)
+
+    def _unsound(self, nmse: float) -> str | None:
+        """What is wrong with the state, whose last steps had this mean training NMSE (NaN: none to go by)."""
         limit = EXPLODED * max([1.0] + [first["nmse"] for first in self.log.rows[:1] if math.isfinite(first["nmse"])])
-        if row["nmse"] > limit:
-            self._diverge(f"the training NMSE rose to {row['nmse']:.3g}")
-        elif not all(bool(tensor.isfinite().all()) for tensor in self.state.params.named().values()):
-            self._diverge("a parameter is not finite")
+        if nmse > limit:
+            return f"the training NMSE rose to {nmse:.3g}"
+        if not all(bool(tensor.isfinite().all()) for tensor in self.state.params.named().values()):
+            return "a parameter is not finite"
+        return None
 
     def _diverge(self, cause: str) -> None:
+        """End the member, and note it in the draft: the same spec would end in the same way again."""
         self.status = "diverged"
         self.error = (
             f"autoencoder {self.spec.key} diverged at step {self.step}: {cause}; lower its lr ({self.spec.lr:.3g}), "
             "lengthen the warm-up or set grad_clip"
         )
+        self.draft.write_json(DIVERGED, {"step": self.step, "error": self.error})
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.state.tensors() | {"log_sums": self.log.sums, "l0_sum": self.l1.l0_sum}
@@ -221,6 +230,10 @@ class Run:
             self.figures = self.draft.read_json(DONE)
             self.step, self.status = int(self.figures["steps"]), "finished"
             self.draft.remove(checkpoint.NAME)  # a kill may have come between the last file and this
+        elif self.draft.exists(DIVERGED):
+            found = self.draft.read_json(DIVERGED)
+            self.step, self.status = int(found["step"]), "diverged"
+            self.error = f"{found['error']} (it did so in an earlier run; to try again, delete {self.draft.path})"
         elif self.draft.exists(checkpoint.NAME):
             record = checkpoint.read(self.draft, self._tensors())
             self.state.updates, self.log.rows = record.pop("updates"), record.pop("rows")
