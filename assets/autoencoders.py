@@ -80,6 +80,7 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
                 checkpoint_every_s=work.study.training.checkpoint_every,
                 progress=job.progress,
                 should_stop=interrupted,
+                stop_if=work.study.training.stop_if,
             )
             if window is not None and all(outcome.status != "stopped" for outcome in outcomes.values()):
                 window.end()

@@ -42,7 +42,7 @@ def _activations(study: Study) -> Iterator[str]:
 
 def _training(study: Study) -> Iterator[str]:
     training = study.training
-    given = {"milestones": training.milestones, "stop_if": training.stop_if, "log": training.log or None}
+    given = {"milestones": training.milestones, "log": training.log or None}
     for name, value in given.items():
         if value is not None:
             yield f"training.{name}"

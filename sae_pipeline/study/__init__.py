@@ -15,11 +15,11 @@ from sae_pipeline.study.models import (
     Study,
     SubjectConfig,
     TokensConfig,
-    TrainingConfig,
 )
 from sae_pipeline.study.nulls import NULL, null_control
 from sae_pipeline.study.parts import Part
 from sae_pipeline.study.probing import EMBEDDED_TASKS, PROBES, probe_tasks
+from sae_pipeline.study.training import Stop, StopRule, TrainingConfig
 
 __all__ = [
     "EMBEDDED_TASKS",
@@ -38,6 +38,8 @@ __all__ = [
     "ScalingConfig",
     "Site",
     "SiteConfig",
+    "Stop",
+    "StopRule",
     "Study",
     "StudyError",
     "SubjectConfig",

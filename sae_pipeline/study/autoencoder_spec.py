@@ -13,6 +13,7 @@ from sae_pipeline.store.errors import PipelineError
 from sae_pipeline.study.keys import Site, autoencoder_key, finetuned_key, split_site
 from sae_pipeline.study.models import AutoencoderDefaults, Grid, Study
 from sae_pipeline.study.parts import EXECUTION_ONLY, Part
+from sae_pipeline.study.training import Stop
 
 
 class AutoencoderSpec(Part):
@@ -47,6 +48,7 @@ class AutoencoderSpec(Part):
     dead_after_tokens: int
     resample: tuple[float, ...] | None = None
     l1_warmup: float = 0.05
+    stop: Stop | None = None
 
     @property
     def steps(self) -> int:
@@ -162,6 +164,7 @@ def _spec(
         dead_after_tokens=window,
         resample=settings.resample,
         l1_warmup=settings.l1_warmup,
+        stop=settings.stop,
         auxk_k=None if auxk is None else min(n, d // 2 if auxk.k == "d/2" else auxk.k),
         auxk_alpha=0.0 if auxk is None else auxk.alpha,
     )

@@ -16,14 +16,15 @@ from sae_pipeline.kernels import Losses
 
 ROWS = 100  # regular rows of a run, besides those at powers of two
 COLUMNS = (
-    "step", "tokens", "nmse", "l0", "dead", "lr", "auxk_loss", "l1_loss", "skipped_steps", "tokens_per_s", "data_wait",
+    "step", "tokens", "end_tokens", "nmse", "l0", "dead", "lr", "auxk_loss", "l1_loss", "skipped_steps",
+    "tokens_per_s", "data_wait",
 )  # fmt: skip
 """Columns of training.parquet.
 
-nmse, l0, auxk_loss, l1_loss: means over the steps since the row before, of the weights in training (not their running
-average); l1_loss is the recipe's sparsity penalty, whatever its form. dead: share of the latents. tokens_per_s and
-data_wait (share of the time spent waiting for a batch) concern this process and are the only columns that differ
-between equal runs.
+end_tokens: where the run ends as was known then: its budget, until it has converged. nmse, l0, auxk_loss, l1_loss:
+means over the steps since the row before, of the weights in training (not their running average); l1_loss is the
+recipe's sparsity penalty, whatever its form. dead: share of the latents. tokens_per_s and data_wait (share of the time
+spent waiting for a batch) concern this process and are the only columns that differ between equal runs.
 """
 TIMING = ("tokens_per_s", "data_wait")
 
@@ -62,14 +63,17 @@ class Log:
         self._tokens += tokens
         self.waited_s += waited_s
 
-    def write(self, *, step: int, tokens: int, dead: float, lr: float, skipped_steps: int) -> dict[str, Any]:
+    def write(
+        self, *, step: int, tokens: int, end_tokens: int, dead: float, lr: float, skipped_steps: int
+    ) -> dict[str, Any]:
         """Append the row that ends with `step` and start new sums."""
         nmse, auxk, l1, l0, count = self.sums.tolist()
         mean = {"nmse": nmse, "l0": l0, "auxk_loss": auxk, "l1_loss": l1}
         row: dict[str, Any] = {name: total / count if count else float("nan") for name, total in mean.items()}
         now = self.clock()
         elapsed_s = max(now - (self._since if self._since is not None else now), 1e-9)
-        row |= {"step": step, "tokens": tokens, "dead": dead, "lr": lr, "skipped_steps": skipped_steps}
+        row |= {"step": step, "tokens": tokens, "end_tokens": end_tokens, "dead": dead, "lr": lr}
+        row |= {"skipped_steps": skipped_steps}
         row |= {"tokens_per_s": self._tokens / elapsed_s, "data_wait": self.waited_s / elapsed_s}
         self.rows.append({name: row[name] for name in COLUMNS})
         self.sums.zero_()

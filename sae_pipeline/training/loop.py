@@ -13,7 +13,9 @@ from torch import Tensor
 from sae_pipeline.dataset import Dataset
 from sae_pipeline.kernels import fast_float32_matmul
 from sae_pipeline.store import Progress, silent
-from sae_pipeline.training.run import Member, Outcome, Run
+from sae_pipeline.study import StopRule
+from sae_pipeline.training.member import Member, Outcome
+from sae_pipeline.training.run import Run
 from sae_pipeline.training.workers import Workers, threads_for
 
 
@@ -26,8 +28,9 @@ def train(
     progress: Progress = silent,
     should_stop: Callable[[], bool] = lambda: False,
     held_out_xd: Tensor | None = None,
+    stop_if: StopRule | None = None,
 ) -> dict[str, Outcome]:
-    """Train the members to the end of their token budgets, or until asked to stop.
+    """Train the members to the end of their token budgets, until they have converged, or until asked to stop.
 
     Members of equal batch size and step share each batch; one that is behind catches up by itself and joins. None of
     this changes what a member becomes: training it alone, with others, or in pieces gives the same bits.
@@ -41,15 +44,19 @@ def train(
         progress: told the rows trained on, summed over members.
         should_stop: asked before every batch; True checkpoints every member and returns.
         held_out_xd: normalised rows [rows, d] on which finished members are measured.
+        stop_if: when to give a member up before its end.
 
     Returns:
-        How each member ended, by key. One that diverged says so there; the others go on.
+        How each member ended, by key. One that diverged or was given up says so there; the others go on.
 
     Raises:
         PipelineError: a spec cannot be trained (before any work starts), or a checkpoint cannot be read.
     """
     device = torch.device(device)
-    runs = {key: Run(member, dataset, device, threads_for(member.spec, dataset.d)) for key, member in members.items()}
+    runs = {
+        key: Run(member, dataset, device, threads_for(member.spec, dataset.d), stop_if)
+        for key, member in members.items()
+    }
     with fast_float32_matmul(), Workers(device) as workers:
         session = _Session(
             list(runs.values()), dataset, device, workers, checkpoint_every_s, progress, should_stop, held_out_xd
@@ -74,7 +81,7 @@ class _Session:
             while active := [run for run in self._active() if run.spec.batch == batch]:
                 first = min(run.step for run in active)
                 group = [run for run in active if run.step == first]
-                ends = [run.step for run in active if run.step > first] + [run.spec.steps for run in group]
+                ends = [run.step for run in active if run.step > first] + [run.steps for run in group]
                 if not self._stretch(group, batch, first, min(ends)):
                     return
 
@@ -94,13 +101,16 @@ class _Session:
 
     def _after_step(self, group: Sequence[Run]) -> None:
         for run in group:
-            if run.status == "running" and run.step == run.spec.steps:
+            if run.status == "running" and run.step == run.steps:
                 run.finish(self.held_out_xd)
+            elif run.status == "hopeless":
+                run.save()
             elif run.status == "running":
                 run.save_if_due(self.checkpoint_every_s)
         done = sum(run.tokens for run in self.runs)
-        # What a diverged member leaves undone will never be done.
-        total = sum(run.tokens if run.status == "diverged" else run.spec.steps * run.spec.batch for run in self.runs)
+        # What a member that diverged or was given up leaves undone will not be done.
+        ended = ("diverged", "hopeless")
+        total = sum((run.step if run.status in ended else run.steps) * run.spec.batch for run in self.runs)
         self.progress.update(done, total, "tokens", members=len(group), step=group[0].step)
 
     def _active(self) -> list[Run]:

@@ -9,8 +9,7 @@ from training_doubles import Rows, make_spec, planted
 from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.measures.recovery import mean_correlation
 from sae_pipeline.store import PipelineError
-from sae_pipeline.training import audit_frame, train
-from sae_pipeline.training import checkpoint
+from sae_pipeline.training import audit_frame, checkpoint, train
 from sae_pipeline.training import run as run_module
 from sae_pipeline.training.log import COLUMNS, TIMING
 
