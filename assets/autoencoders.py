@@ -61,6 +61,12 @@ def _held_out(workspace: Workspace, site: str) -> Tensor:
     return u_rd
 
 
+def _milestone_rows(workspace: Workspace, site: str) -> Tensor | None:
+    from sae_pipeline.training import MILESTONE_ROWS
+
+    return None if workspace.study.training.milestones is None else _held_out(workspace, site)[:MILESTONE_ROWS]
+
+
 def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
     from sae_pipeline.subjects import pick_device
     from sae_pipeline.training import train
@@ -80,6 +86,7 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
                 checkpoint_every_s=work.study.training.checkpoint_every,
                 progress=job.progress,
                 should_stop=interrupted,
+                held_out_xd=_milestone_rows(work, site),
                 stop_if=work.study.training.stop_if,
             )
             if window is not None and all(outcome.status != "stopped" for outcome in outcomes.values()):

@@ -155,7 +155,7 @@ class Lineage:
         rows = [
             {"autoencoder": key, "sae_id": self.nodes[f"autoencoder/{site}/{key}"].identity, "site": site}
             | self._null()
-            | spec.model_dump(exclude={"key", "adam_betas", "prefixes", "options", "resample", "stop"})
+            | spec.model_dump(exclude={"key", "adam_betas", "prefixes", "options", "resample", "stop", "milestones"})
             for key, spec in self.specs_at(site).items()
         ]
         return pd.DataFrame(rows).astype({"k": "Int64"})

@@ -42,10 +42,8 @@ def _activations(study: Study) -> Iterator[str]:
 
 def _training(study: Study) -> Iterator[str]:
     training = study.training
-    given = {"milestones": training.milestones, "log": training.log or None}
-    for name, value in given.items():
-        if value is not None:
-            yield f"training.{name}"
+    if training.log:
+        yield "training.log"
     if training.memory is not None:
         yield "training.memory; all autoencoders of a site train at once"
 

@@ -20,7 +20,8 @@ class AutoencoderSpec(Part):
     """Everything that determines one trained autoencoder besides its dataset.
 
     `lr` is the resolved rate, `tokens` the budget in activation rows, `warmup_steps` in optimiser steps,
-    `decay_last` and `l1_warmup` fractions of the steps. `auxk_k` is None where AuxK is off.
+    `decay_last` and `l1_warmup` fractions of the steps. `auxk_k` is None where AuxK is off. `milestones` are in tokens,
+    whole batches, rising.
     """
 
     key: str = Field(json_schema_extra=EXECUTION_ONLY)
@@ -49,6 +50,7 @@ class AutoencoderSpec(Part):
     resample: tuple[float, ...] | None = None
     l1_warmup: float = 0.05
     stop: Stop | None = None
+    milestones: tuple[int, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -77,7 +79,8 @@ def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, Autoen
                 raise PipelineError(
                     f"autoencoders: two grid entries make the key {spec.key!r} at {site}; give one a `tag`"
                 )
-            specs[spec.key] = spec
+            milestones = study.training.milestones_of(spec.tokens, spec.batch)
+            specs[spec.key] = spec.model_copy(update={"milestones": milestones})
     return specs
 
 

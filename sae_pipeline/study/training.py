@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sae_pipeline.study.parts import EXECUTION_ONLY, Bytes, Part, Ratio, Seconds
+from sae_pipeline.study.parts import EXECUTION_ONLY, Bytes, Counts, Part, Ratio, Seconds
 
 
 class Stop(Part):
@@ -32,11 +32,28 @@ class StopRule(Part):
         return self
 
 
+Halvings = Annotated[int, Field(ge=1, le=40)]
+_LOG2: Halvings = 8
+
+
 class TrainingConfig(Part):
-    """How training runs."""
+    """How training runs.
+
+    `milestones`: after how many tokens weights are kept, as a list; or a number m of halvings of the budget, of which
+    the earliest is its 2^m-th part; `log2` is 8 of them.
+    """
 
     checkpoint_every: Seconds = Field(default=60.0, json_schema_extra=EXECUTION_ONLY)
     memory: Bytes | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
-    milestones: Literal["log2"] | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
+    milestones: Literal["log2"] | Halvings | Counts | None = None
     stop_if: StopRule | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     log: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), json_schema_extra=EXECUTION_ONLY)
+
+    def milestones_of(self, tokens: int, batch: int) -> tuple[int, ...] | None:
+        """Milestones of a budget in whole batches, rising: those within it; None if none are asked for."""
+        if self.milestones is None:
+            return None
+        asked, end = self.milestones, tokens // batch * batch
+        if not isinstance(asked, tuple):
+            asked = tuple(tokens >> i for i in range(1, (_LOG2 if asked == "log2" else asked) + 1))
+        return tuple(sorted({whole for count in asked if 0 < (whole := count // batch * batch) < end}))

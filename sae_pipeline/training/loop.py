@@ -36,14 +36,15 @@ def train(
     this changes what a member becomes: training it alone, with others, or in pieces gives the same bits.
 
     Args:
-        members: by key; each draft receives autoencoder.safetensors, config.json, training.parquet and training.json,
-            and is left open and unpublished. A draft with a checkpoint is resumed, a finished one left as it is.
+        members: by key; each draft receives autoencoder.safetensors, config.json, training.parquet, training.json and
+            the milestones of its spec, and is left open and unpublished. A draft with a checkpoint is resumed, a
+            finished one left as it is.
         dataset: the normalised rows of the site.
         device: where to train.
         checkpoint_every_s: seconds between the checkpoints of a member.
         progress: told the rows trained on, summed over members.
         should_stop: asked before every batch; True checkpoints every member and returns.
-        held_out_xd: normalised rows [rows, d] on which finished members are measured.
+        held_out_xd: normalised rows [rows, d] on which finished members and milestones are measured.
         stop_if: when to give a member up before its end.
 
     Returns:
@@ -106,6 +107,7 @@ class _Session:
             elif run.status == "hopeless":
                 run.save()
             elif run.status == "running":
+                run.keep_milestone(self.held_out_xd)  # before a checkpoint, which would step over it
                 run.save_if_due(self.checkpoint_every_s)
         done = sum(run.tokens for run in self.runs)
         # What a member that diverged or was given up leaves undone will not be done.

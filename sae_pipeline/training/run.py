@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_pipeline.autoencoders import Autoencoder, config_of, initialise, recipe_of, settings_of
 from sae_pipeline.kernels import Optimiser, Parameters, TrainState, train_step
 from sae_pipeline.study import StopRule
-from sae_pipeline.training import checkpoint
+from sae_pipeline.training import checkpoint, milestones
 from sae_pipeline.training.ending import Ending
 from sae_pipeline.training.held_out import measure
 from sae_pipeline.training.log import Log, is_logged
@@ -116,11 +116,11 @@ class Run:
         What is saved is the running average of the weights where the spec has one (Gao et al. 2024 §A.5); `nmse` and
         `nmse_last` are the held-out figures of the saved and of the last weights.
         """
-        last = self.state.params
-        saved = last
-        if self.spec.ema is not None:
-            saved = self.state.averaged(self.spec.ema, unit_rows=self.recipe.unit_rows)
+        last, saved = self.state.params, self._saved()
         self.figures = self._figures(saved, last, held_out_xd)
+        if self.spec.milestones is not None:
+            kept = [tokens for tokens in self.spec.milestones if tokens < self.tokens]
+            milestones.write_table(self.draft, kept, self._milestone(saved, held_out_xd))
         for name, data in self._autoencoder(saved, self.figures).to_files().items():
             self.draft.write_bytes(name, data)
         self.draft.write_bytes(LOG, self.log.to_parquet())
@@ -128,10 +128,28 @@ class Run:
         self.draft.remove(checkpoint.NAME)
         self.status = "finished"
 
+    def keep_milestone(self, held_out_xd: Tensor | None) -> None:
+        """Keep the weights if this is the place of a milestone: as they would be saved if the run ended here."""
+        if self.tokens in (self.spec.milestones or ()):
+            saved = self._saved()
+            figures = self._milestone(saved, held_out_xd)
+            milestones.keep(self.draft, self._autoencoder(saved, figures), self.tokens)
+
     def outcome(self) -> Outcome:
         """How the member stands now."""
         status: Status = "stopped" if self.status == "running" else self.status
         return Outcome(status, self.step, self.tokens, self.figures, self.error)
+
+    def _saved(self) -> Parameters:
+        if self.spec.ema is None:
+            return self.state.params
+        return self.state.averaged(self.spec.ema, unit_rows=self.recipe.unit_rows)
+
+    def _milestone(self, saved: Parameters, held_out_xd: Tensor | None) -> dict[str, Any]:
+        figures = {"tokens": self.tokens, "step": self.step}
+        if held_out_xd is None:
+            return figures
+        return figures | asdict(measure(self._autoencoder(saved, {}), held_out_xd))
 
     def _figures(self, saved: Parameters, last: Parameters, held_out_xd: Tensor | None) -> dict[str, Any]:
         figures: dict[str, Any] = {
