@@ -195,7 +195,8 @@ def _gaussian_bytes(d: int) -> int:
 
 
 def _autoencoder_bytes(spec: AutoencoderSpec, d: int) -> int:
-    return (1 + len(spec.milestones or ())) * (4 * (2 * spec.n * d + spec.n + d) + 20_000)
+    copies = 1 + len(spec.milestones or ()) + 4 * bool(spec.keep_before_decay)
+    return copies * (4 * (2 * spec.n * d + spec.n + d) + 20_000)
 
 
 def _code_bytes(spec: AutoencoderSpec, rows: int) -> int:

@@ -150,6 +150,7 @@ class AutoencoderDefaults(Part):
     dead_after_tokens: Count | None = None
     resample: Ratios | None = None
     stop: Stop | None = None
+    keep_before_decay: Literal[True] | None = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     seeds: Seeds = (0,)
 

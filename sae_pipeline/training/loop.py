@@ -102,12 +102,13 @@ class _Session:
 
     def _after_step(self, group: Sequence[Run]) -> None:
         for run in group:
+            if run.status == "running":
+                run.keep(self.held_out_xd)  # before a checkpoint, which would step over it
             if run.status == "running" and run.step == run.steps:
                 run.finish(self.held_out_xd)
             elif run.status == "hopeless":
                 run.save()
             elif run.status == "running":
-                run.keep_milestone(self.held_out_xd)  # before a checkpoint, which would step over it
                 run.save_if_due(self.checkpoint_every_s)
         done = sum(run.tokens for run in self.runs)
         # What a member that diverged or was given up leaves undone will not be done.

@@ -15,6 +15,7 @@ from sae_pipeline.kernels import Optimiser, Parameters, TrainState, train_step
 from sae_pipeline.study import StopRule
 from sae_pipeline.training import checkpoint, milestones
 from sae_pipeline.training.ending import Ending
+from sae_pipeline.training.extension import BEFORE_DECAY, last_constant_step, take_over
 from sae_pipeline.training.held_out import measure
 from sae_pipeline.training.log import Log, is_logged
 from sae_pipeline.training.member import Member, Outcome, Status, TrainingData, check, objective_of, parent_of
@@ -103,10 +104,7 @@ class Run:
     def save(self) -> None:
         """Checkpoint, unless the one on disk is of this step or the state is unsound: then the last sound one stays."""
         if self._saved_step != self.step and self._unsound(self.log.nmse) is None:
-            names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
-            record = {name: getattr(self, name) for name in names}
-            record |= {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
-            checkpoint.write(self.draft, self._tensors(), record)
+            checkpoint.write(self.draft, self._tensors(), self._record())
             self._saved_step = self.step
         self._saved_at = time.monotonic()
 
@@ -128,9 +126,11 @@ class Run:
         self.draft.remove(checkpoint.NAME)
         self.status = "finished"
 
-    def keep_milestone(self, held_out_xd: Tensor | None) -> None:
-        """Keep the weights if this is the place of a milestone: as they would be saved if the run ended here."""
-        if self.tokens in (self.spec.milestones or ()):
+    def keep(self, held_out_xd: Tensor | None) -> None:
+        """Keep what is asked for at this place: weights as they would be saved here, or the state before the decay."""
+        if self.spec.keep_before_decay and self.step == last_constant_step(self.steps, self.spec.decay_last):
+            checkpoint.write(self.draft, self._tensors(), self._record(), BEFORE_DECAY)
+        if self.tokens in (self.spec.milestones or ()) and self.step < self.steps:
             saved = self._saved()
             figures = self._milestone(saved, held_out_xd)
             milestones.keep(self.draft, self._autoencoder(saved, figures), self.tokens)
@@ -230,6 +230,11 @@ class Run:
                 "is trained with, or relax training.stop_if: it then goes on from its checkpoint"
             )
 
+    def _record(self) -> dict[str, Any]:
+        names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
+        record = {name: getattr(self, name) for name in names}
+        return record | {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
+
     def _tensors(self) -> dict[str, Tensor]:
         return self.state.tensors() | {"log_sums": self.log.sums, "l0_sum": self.l1.l0_sum}
 
@@ -238,11 +243,15 @@ class Run:
             self.figures = self.draft.read_json(DONE)
             self.step, self.status = int(self.figures["steps"]), "finished"
             self.draft.remove(checkpoint.NAME)  # a kill may have come between the last file and this
-        elif self.draft.exists(DIVERGED):
+            return
+        if self.draft.exists(DIVERGED):
             found = self.draft.read_json(DIVERGED)
             self.step, self.status = int(found["step"]), "diverged"
             self.error = f"{found['error']} (it did so in an earlier run; to try again, delete {self.draft.path})"
-        elif self.draft.exists(checkpoint.NAME):
+            return
+        if self.spec.keep_before_decay and not self.draft.exists(checkpoint.NAME):
+            take_over(self.draft, self.spec)
+        if self.draft.exists(checkpoint.NAME):
             record = checkpoint.read(self.draft, self._tensors())
             self.state.updates, self.log.rows = record.pop("updates"), record.pop("rows")
             self.l1.value = record.pop("l1")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_pipeline.store import PipelineError
 from sae_pipeline.study import Site, StudyError, autoencoder_key, expand, identity_of, load_study, resolve_site
 from sae_pipeline.study.quantities import parse_bytes, parse_count, parse_ratio, parse_seconds
 
@@ -201,3 +202,29 @@ def test_what_is_not_asked_for_is_in_no_identity():
         assert spec.determining() == ruled[key].determining()
         assert not {"stop", "milestones"} & set(spec.determining())
         assert stopped[key].determining()["stop"] == {"converged": 0.001, "window": 0.25}
+
+
+EXTENDABLE = (
+    "autoencoders.defaults.keep_before_decay=true",
+    "autoencoders.grids=[{recipe: topk, n: 256, k: 4}]",
+    "autoencoders.defaults.dead_after_tokens=100k",
+)
+
+
+def test_a_state_can_be_kept_for_longer_budgets():
+    (spec,) = expand(load_study(DEMO, EXTENDABLE), SITE, SITE_TEXT, 128).values()
+    assert spec.determining()["keep_before_decay"] is True
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "autoencoders.grids=[{recipe: relu, n: 256, l1: 0.1}]",
+        "autoencoders.defaults.resample=[0.5]",
+        "autoencoders.defaults.stop={converged: 1e-3}",
+        "autoencoders.defaults.dead_after_tokens=null",
+    ],
+)
+def test_no_state_is_kept_where_the_way_to_it_depends_on_the_budget(override):
+    with pytest.raises(PipelineError, match="keep_before_decay promises"):
+        expand(load_study(DEMO, [*EXTENDABLE, override]), SITE, SITE_TEXT, 128)
