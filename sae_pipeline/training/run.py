@@ -14,6 +14,7 @@ from sae_pipeline.autoencoders import Autoencoder, config_of, initialise, recipe
 from sae_pipeline.kernels import Optimiser, Parameters, TrainState, train_step
 from sae_pipeline.study import StopRule
 from sae_pipeline.training import checkpoint, milestones
+from sae_pipeline.training.cost import flops_per_token
 from sae_pipeline.training.ending import Ending
 from sae_pipeline.training.extension import BEFORE_DECAY, last_constant_step, take_over
 from sae_pipeline.training.held_out import measure
@@ -59,7 +60,8 @@ class Run:
         self.resample_steps = {max(1, round(share * self.spec.steps)) for share in self.spec.resample or ()}
         self.state = TrainState.start(start.map(lambda t: t.to(device)), average=self.spec.ema is not None)
         self.l1 = SparsityWeight(self.spec, device)
-        self.log = Log(torch.zeros(5, dtype=torch.float64, device=device))
+        sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.log = Log(sums, flops_per_token(self.spec, data.normaliser.d))
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._resume()
 
