@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from assets import pictures
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sae_pipeline.dataset import Dataset
     from sae_pipeline.planning.lineage import Node
     from sae_pipeline.store import Artefact, Draft
-    from sae_pipeline.training import Member
+    from sae_pipeline.training import Member, OnRow
 
 
 def _dataset(workspace: Workspace, site: str, window: Window | None = None) -> Dataset:
@@ -61,6 +61,23 @@ def _held_out(workspace: Workspace, site: str) -> Tensor:
     return u_rd
 
 
+def _milestone_rows(workspace: Workspace, site: str) -> Tensor | None:
+    from sae_pipeline.training import MILESTONE_ROWS
+
+    return None if workspace.study.training.milestones is None else _held_out(workspace, site)[:MILESTONE_ROWS]
+
+
+@contextmanager
+def _board(workspace: Workspace, site: str) -> Iterator[OnRow | None]:
+    from sae_pipeline.training.board import Board
+
+    if "tensorboard" not in workspace.study.training.log:
+        yield None
+        return
+    with closing(Board(workspace.study_dir / "tensorboard" / site)) as board:
+        yield board.write
+
+
 def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
     from sae_pipeline.subjects import pick_device
     from sae_pipeline.training import train
@@ -72,7 +89,7 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
         by_site.setdefault(site, {})[key] = node
     summaries: dict[Node, dict[str, Any]] = {}
     for site, nodes in by_site.items():
-        with interrupts_between_steps() as interrupted, _window(job, site) as window:
+        with interrupts_between_steps() as interrupted, _window(job, site) as window, _board(work, site) as on_row:
             outcomes = train(
                 {key: _member(work, site, node, job.drafts[node]) for key, node in nodes.items()},
                 _dataset(work, site, window),
@@ -80,6 +97,10 @@ def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
                 checkpoint_every_s=work.study.training.checkpoint_every,
                 progress=job.progress,
                 should_stop=interrupted,
+                held_out_xd=_milestone_rows(work, site),
+                stop_if=work.study.training.stop_if,
+                on_row=on_row,
+                memory_bytes=work.study.training.memory,
             )
             if window is not None and all(outcome.status != "stopped" for outcome in outcomes.values()):
                 window.end()

@@ -26,6 +26,11 @@ from sae_pipeline.study import (
     siblings,
 )
 
+_NOT_IN_TABLES = {
+    "key", "adam_betas", "prefixes", "options", "resample", "stop", "milestones", "keep_before_decay",
+}  # fmt: skip
+"""Fields of a spec that are no single value, or say what is kept and not what is trained."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -169,7 +174,18 @@ class Lineage:
         rows = [
             {"autoencoder": key, "sae_id": self.nodes[f"autoencoder/{site}/{key}"].identity, "site": site}
             | self._null()
-            | spec.model_dump(exclude={"key", "adam_betas", "prefixes", "options", "resample"})
+            | spec.model_dump(
+                exclude={
+                    "key",
+                    "adam_betas",
+                    "prefixes",
+                    "options",
+                    "resample",
+                    "stop",
+                    "milestones",
+                    "keep_before_decay",
+                }
+            )
             for key, spec in self.specs_at(site).items()
         ]
         return pd.DataFrame(rows).astype({"k": "Int64"})

@@ -181,12 +181,10 @@ def _block_parameters(facts: Facts) -> int:
 
 
 def training_flops(spec: AutoencoderSpec, d: int) -> float:
-    """FLOPs of one training run (paper §6.2): 2nd + 8dk a token where the step is sparse, 12nd where it is dense."""
-    from sae_pipeline.autoencoders import recipe_of
+    """FLOPs of one training run."""
+    from sae_pipeline.training.cost import flops_per_token
 
-    if spec.k is not None and recipe_of(spec.recipe).activation is not None:
-        return (2.0 * spec.n * d + 8.0 * d * spec.k) * spec.tokens
-    return 12.0 * spec.n * d * spec.tokens
+    return flops_per_token(spec, d) * spec.tokens
 
 
 def _gaussian_bytes(d: int) -> int:
@@ -195,7 +193,8 @@ def _gaussian_bytes(d: int) -> int:
 
 
 def _autoencoder_bytes(spec: AutoencoderSpec, d: int) -> int:
-    return 4 * (2 * spec.n * d + spec.n + d) + 20_000
+    copies = 1 + len(spec.milestones or ()) + 4 * bool(spec.keep_before_decay)
+    return copies * (4 * (2 * spec.n * d + spec.n + d) + 20_000)
 
 
 def _code_bytes(spec: AutoencoderSpec, rows: int) -> int:

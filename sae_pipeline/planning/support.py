@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from sae_pipeline.store import PipelineError
@@ -42,12 +43,10 @@ def _activations(study: Study) -> Iterator[str]:
 
 def _training(study: Study) -> Iterator[str]:
     training = study.training
-    given = {"milestones": training.milestones, "stop_if": training.stop_if, "log": training.log or None}
-    for name, value in given.items():
-        if value is not None:
-            yield f"training.{name}"
-    if training.memory is not None:
-        yield "training.memory; all autoencoders of a site train at once"
+    if "wandb" in training.log:
+        yield "training.log: wandb; write tensorboard"
+    if "tensorboard" in training.log and importlib.util.find_spec("tensorboard") is None:
+        yield "training.log: tensorboard, which is not installed; `pip install tensorboard`, or leave it out"
 
 
 _CONTROL_STUDIES = {

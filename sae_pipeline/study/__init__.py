@@ -15,12 +15,12 @@ from sae_pipeline.study.models import (
     Study,
     SubjectConfig,
     TokensConfig,
-    TrainingConfig,
 )
 from sae_pipeline.study.nulls import NULL, null_control
 from sae_pipeline.study.parts import Part
 from sae_pipeline.study.probing import EMBEDDED_TASKS, PROBES, probe_tasks
 from sae_pipeline.study.siblings import STABILITY, siblings
+from sae_pipeline.study.training import Stop, StopRule, TrainingConfig
 
 __all__ = [
     "EMBEDDED_TASKS",
@@ -40,6 +40,8 @@ __all__ = [
     "ScalingConfig",
     "Site",
     "SiteConfig",
+    "Stop",
+    "StopRule",
     "Study",
     "StudyError",
     "SubjectConfig",

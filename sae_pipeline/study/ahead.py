@@ -9,13 +9,6 @@ from pydantic import Field
 from sae_pipeline.study.parts import Bytes, Count, Name, Part, Ratio
 
 
-class StopRule(Part):
-    """Give up a member whose dead share exceeds `dead` once `after` of its budget is spent."""
-
-    dead: Ratio
-    after: Ratio
-
-
 class EvaluationSource(Part):
     """An evaluation set: from named corpora or from the latest, with its size in rows."""
 

@@ -13,13 +13,15 @@ from sae_pipeline.store.errors import PipelineError
 from sae_pipeline.study.keys import Site, autoencoder_key, finetuned_key, split_site
 from sae_pipeline.study.models import AutoencoderDefaults, Grid, Study
 from sae_pipeline.study.parts import EXECUTION_ONLY, Part
+from sae_pipeline.study.training import Stop
 
 
 class AutoencoderSpec(Part):
     """Everything that determines one trained autoencoder besides its dataset.
 
     `lr` is the resolved rate, `tokens` the budget in activation rows, `warmup_steps` in optimiser steps,
-    `decay_last` and `l1_warmup` fractions of the steps. `auxk_k` is None where AuxK is off.
+    `decay_last` and `l1_warmup` fractions of the steps. `auxk_k` is None where AuxK is off. `milestones` are in tokens,
+    whole batches, rising.
     """
 
     key: str = Field(json_schema_extra=EXECUTION_ONLY)
@@ -47,6 +49,9 @@ class AutoencoderSpec(Part):
     dead_after_tokens: int
     resample: tuple[float, ...] | None = None
     l1_warmup: float = 0.05
+    stop: Stop | None = None
+    milestones: tuple[int, ...] | None = None
+    keep_before_decay: Literal[True] | None = None
 
     @property
     def steps(self) -> int:
@@ -75,7 +80,8 @@ def expand(study: Study, site: Site, site_text: str, d: int) -> dict[str, Autoen
                 raise PipelineError(
                     f"autoencoders: two grid entries make the key {spec.key!r} at {site}; give one a `tag`"
                 )
-            specs[spec.key] = spec
+            milestones = study.training.milestones_of(spec.tokens, spec.batch)
+            specs[spec.key] = spec.model_copy(update={"milestones": milestones})
     return specs
 
 
@@ -137,6 +143,8 @@ def _spec(
     if k is not None and k > n:
         raise PipelineError(f"autoencoder {key}: k = {k} exceeds n = {n}; lower k or raise n")
     _check_lengths(key, settings, window)
+    if settings.keep_before_decay:
+        _check_extendable(key, grid, settings)
     auxk = settings.auxk if k is not None and grid.auxk != "off" else None
     return AutoencoderSpec(
         key=key,
@@ -162,6 +170,8 @@ def _spec(
         dead_after_tokens=window,
         resample=settings.resample,
         l1_warmup=settings.l1_warmup,
+        stop=settings.stop,
+        keep_before_decay=settings.keep_before_decay,
         auxk_k=None if auxk is None else min(n, d // 2 if auxk.k == "d/2" else auxk.k),
         auxk_alpha=0.0 if auxk is None else auxk.alpha,
     )
@@ -185,3 +195,19 @@ def _check_lengths(key: str, settings: AutoencoderDefaults, window: int) -> None
             f"autoencoder {key}: schedule.warmup = {warmup:,} steps is no shorter than the run of {steps:,} steps, "
             "so the learning rate never reaches its value; shorten it"
         )
+
+
+def _check_extendable(key: str, grid: Grid, settings: AutoencoderDefaults) -> None:
+    """Refuse to keep a state for longer budgets where what leads to it depends on the budget."""
+    depends = {
+        "l1 and target_l0, whose warm-up and search are": grid.l1 is not None or grid.target_l0 is not None,
+        "resample, whose places are": settings.resample is not None,
+        "stop, which is": settings.stop is not None,
+        "dead_after_tokens, if not given, is": settings.dead_after_tokens is None,
+    }
+    for what, found in depends.items():
+        if found:
+            raise PipelineError(
+                f"autoencoder {key}: keep_before_decay promises that a longer budget goes on from this one, but {what} "
+                "reckoned from the budget; give dead_after_tokens, leave the others out, or drop keep_before_decay"
+            )

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sae_pipeline.study.agreement import check_agreement
-from sae_pipeline.study.ahead import Budget, EvaluationSource, Retrain, StopRule
+from sae_pipeline.study.ahead import Budget, EvaluationSource, Retrain
 from sae_pipeline.study.data import ActivationsConfig, DatasetConfig
 from sae_pipeline.study.nulls import null_control
 from sae_pipeline.study.parts import (
     EXECUTION_ONLY,
-    Bytes,
     Count,
     Counts,
     Name,
@@ -21,10 +20,10 @@ from sae_pipeline.study.parts import (
     Part,
     Ratio,
     Ratios,
-    Seconds,
     Seed,
     Seeds,
 )
+from sae_pipeline.study.training import Stop, TrainingConfig
 
 
 class SubjectShape(Part):
@@ -150,6 +149,8 @@ class AutoencoderDefaults(Part):
     auxk: AuxK | None = AuxK()
     dead_after_tokens: Count | None = None
     resample: Ratios | None = None
+    stop: Stop | None = None
+    keep_before_decay: Literal[True] | None = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     seeds: Seeds = (0,)
 
@@ -180,6 +181,7 @@ class Grid(Part):
     auxk: AuxK | Literal["off"] | None = None
     dead_after_tokens: Count | None = None
     resample: Ratios | None = None
+    stop: Stop | None = None
 
     @model_validator(mode="after")
     def _sparsity(self) -> Grid:
@@ -202,16 +204,6 @@ class Autoencoders(Part):
 
     defaults: AutoencoderDefaults = AutoencoderDefaults()
     grids: Annotated[tuple[Grid, ...], Field(min_length=1)]
-
-
-class TrainingConfig(Part):
-    """How training runs."""
-
-    checkpoint_every: Seconds = Field(default=60.0, json_schema_extra=EXECUTION_ONLY)
-    memory: Bytes | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
-    milestones: Literal["log2"] | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
-    stop_if: StopRule | None = None
-    log: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), json_schema_extra=EXECUTION_ONLY)
 
 
 class Bootstrap(Part):

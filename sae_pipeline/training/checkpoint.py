@@ -16,11 +16,11 @@ NAME = "checkpoint.safetensors"
 VERSION = 1
 
 
-def write(draft: Draft, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Replace the draft's checkpoint; `record` is JSON and travels in the file's header."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def write(draft: Draft, tensors: dict[str, Tensor], record: dict[str, Any], name: str = NAME) -> None:
+    """Replace the draft's checkpoint (or a copy by another name); `record` is JSON and travels in the file's header."""
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     header = {"version": str(VERSION), "record": json.dumps(record, sort_keys=True)}
-    draft.write_bytes(NAME, to_bytes(on_cpu, metadata=header))
+    draft.write_bytes(name, to_bytes(on_cpu, metadata=header))
 
 
 def check(path: Path) -> None:

@@ -14,7 +14,7 @@ TIMES = {
     "artefact.json": {"checksum", "created_at", "train_s"},
     "training.json": {"train_s"},
     "config.json": {"train_s"},
-    "training.parquet": {"tokens_per_s", "data_wait"},
+    "training.parquet": {"tokens_per_s", "flops_per_s", "data_wait", "eta_s"},
     "index.html": {"train s"},
 }
 """By name of a file: the fields and columns that tell when something was made and how long it took.

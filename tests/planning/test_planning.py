@@ -150,7 +150,7 @@ def test_keys_are_known_without_a_model():
         ("evaluation.controls=[gaussian_cov]", "evaluation.controls"),
         ("retrain={when: {schedule: '0 3 1 * *'}, start: warm}", r"retrain\.start: warm"),
         ("retrain={when: {new_tokens: 50M}}", r"retrain\.when\.new_tokens"),
-        ("training.stop_if={dead: 0.5, after: 0.2}", "training.stop_if"),
+        ("training.log=[wandb]", r"training\.log: wandb"),
         ("budget={disk: 1GB}", "budget"),
     ],
 )

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_pipeline.evaluation import METRICS
+from sae_pipeline.store import PipelineError
 from sae_pipeline.study import Site, StudyError, autoencoder_key, expand, identity_of, load_study, resolve_site
 from sae_pipeline.study.quantities import parse_bytes, parse_count, parse_ratio, parse_seconds
 
@@ -179,3 +180,60 @@ def test_a_study_may_say_more_than_this_version_does():
 
 def test_yaml_words_for_switches_stay_words():
     assert load_study(DEMO, ["report.title=no"]).report.title == "no"
+
+
+@pytest.mark.parametrize(
+    ("asked", "at"),
+    [
+        ("2", (512, 1024)),
+        ("log2", (16, 32, 64, 128, 256, 512, 1024)),  # the eighth halving is less than a batch
+        ("[1k, 100, 1.5k, 5M]", (96, 992, 1488)),
+    ],
+)
+def test_milestones_are_whole_batches_within_the_budget(asked, at):
+    overrides = [
+        "autoencoders.defaults.batch=16",
+        "autoencoders.defaults.tokens=2048",
+        "autoencoders.defaults.dead_after_tokens=512",
+        "autoencoders.defaults.schedule={warmup: 0}",
+        f"training.milestones={asked}",
+    ]
+    specs = expand(load_study(DEMO, overrides), SITE, SITE_TEXT, 128)
+    assert {spec.milestones for spec in specs.values()} == {at}
+    assert next(iter(specs.values())).determining()["milestones"] == list(at)
+
+
+def test_what_is_not_asked_for_is_in_no_identity():
+    plain = expand(load_study(DEMO), SITE, SITE_TEXT, 128)
+    ruled = expand(load_study(DEMO, ["training.stop_if={dead: 0.5, after: 0.2}"]), SITE, SITE_TEXT, 128)
+    stopped = expand(load_study(DEMO, ["autoencoders.defaults.stop={converged: 1e-3}"]), SITE, SITE_TEXT, 128)
+    for key, spec in plain.items():
+        assert spec.determining() == ruled[key].determining()
+        assert not {"stop", "milestones"} & set(spec.determining())
+        assert stopped[key].determining()["stop"] == {"converged": 0.001, "window": 0.25}
+
+
+EXTENDABLE = (
+    "autoencoders.defaults.keep_before_decay=true",
+    "autoencoders.grids=[{recipe: topk, n: 256, k: 4}]",
+    "autoencoders.defaults.dead_after_tokens=100k",
+)
+
+
+def test_a_state_can_be_kept_for_longer_budgets():
+    (spec,) = expand(load_study(DEMO, EXTENDABLE), SITE, SITE_TEXT, 128).values()
+    assert spec.determining()["keep_before_decay"] is True
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "autoencoders.grids=[{recipe: relu, n: 256, l1: 0.1}]",
+        "autoencoders.defaults.resample=[0.5]",
+        "autoencoders.defaults.stop={converged: 1e-3}",
+        "autoencoders.defaults.dead_after_tokens=null",
+    ],
+)
+def test_no_state_is_kept_where_the_way_to_it_depends_on_the_budget(override):
+    with pytest.raises(PipelineError, match="keep_before_decay promises"):
+        expand(load_study(DEMO, [*EXTENDABLE, override]), SITE, SITE_TEXT, 128)

@@ -3,12 +3,13 @@ import json
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from training_doubles import Rows, make_spec, planted
 
 from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.measures.recovery import mean_correlation
 from sae_pipeline.store import PipelineError
-from sae_pipeline.training import audit_frame, train
+from sae_pipeline.training import audit_frame, checkpoint, train
 from sae_pipeline.training import run as run_module
 from sae_pipeline.training.log import COLUMNS, TIMING
 
@@ -148,6 +149,38 @@ def test_one_that_diverges_stops_alone(member, rows):
     alone = member("alone")
     train({"good": alone}, rows)
     assert weights(alone) == weights(good)
+
+
+def exploding(monkeypatch, at):
+    """From now on the weights of the member of lr 4e-3 become NaN after its step `at`."""
+    advance, struck = run_module.Run.advance, []
+
+    def spoil(self, x_bd, waited_s):
+        advance(self, x_bd, waited_s)
+        if self.spec.lr == 4e-3 and self.step == at:
+            struck.append(self.step)
+            self.state.params.W_enc[0, 0] = float("nan")
+
+    monkeypatch.setattr(run_module.Run, "advance", spoil)
+    return struck
+
+
+def test_the_last_sound_checkpoint_of_one_that_diverges_stays_and_it_is_not_tried_again(member, rows, monkeypatch):
+    sparse_log = {"tokens": 128 * 1200, "lr": 4e-3}  # a row every 12 steps: a checkpoint may come between
+    struck = exploding(monkeypatch, 33)
+    bad = member("bad", **sparse_log)
+    outcome = train({"bad": bad}, rows, checkpoint_every_s=0.0)["bad"]
+    assert (outcome.status, struck) == ("diverged", [33]) and outcome.step > 33
+    with safe_open(bad.draft.file(checkpoint.NAME), framework="pt") as file:
+        assert json.loads(file.metadata()["record"])["step"] == 32
+    bad.draft.close()
+    again = member("bad", **sparse_log)
+    known = train({"bad": again}, rows)["bad"]
+    assert (known.status, known.step, struck) == ("diverged", outcome.step, [33])  # no step was made
+    assert known.error.startswith(outcome.error) and str(again.draft.path) in known.error
+    calmer = member("calmer", **(sparse_log | {"tokens": 128 * 40, "lr": 3e-3}))  # another lr is another draft
+    assert train({"calmer": calmer}, rows)["calmer"].status == "finished"
+    assert calmer.spec.determining() != bad.spec.determining()
 
 
 def test_auxk_brings_dead_latents_back(member):

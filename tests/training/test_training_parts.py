@@ -62,11 +62,11 @@ def test_log_rows_are_means_since_the_row_before_and_time_the_stretch():
     for nmse in (0.5, 0.7):
         log.tick(100, 1.0)
         log.add(Losses(*(torch.tensor(v) for v in (nmse, 1.0, 0.0, 4.0))))
-    row = log.write(step=2, tokens=200, dead=0.25, lr=0.1, skipped_steps=0)
+    row = log.write(step=2, tokens=200, end_tokens=900, dead=0.25, lr=0.1, skipped_steps=0)
     assert row["nmse"] == pytest.approx(0.6) and row["l0"] == 4.0 and row["dead"] == 0.25
     assert row["tokens_per_s"] == pytest.approx(200 / 5) and row["data_wait"] == pytest.approx(2 / 5)
     log.tick(100, 0.0)
-    row = log.write(step=3, tokens=300, dead=0.0, lr=0.1, skipped_steps=1)
+    row = log.write(step=3, tokens=300, end_tokens=900, dead=0.0, lr=0.1, skipped_steps=1)
     assert row["nmse"] != row["nmse"] and row["tokens_per_s"] == pytest.approx(100 / 6)
 
 

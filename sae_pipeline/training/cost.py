@@ -1,0 +1,44 @@
+"""What training costs, from a spec alone: the plan reckons with it, and the log measures by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sae_pipeline.autoencoders import recipe_of
+from sae_pipeline.study import AutoencoderSpec
+
+
+def flops_per_token(spec: AutoencoderSpec, d: int) -> float:
+    """FLOPs of training on one row of width d (Gao et al. 2024, and `docs/training.md`): 2nd + 8dk where the step is
+    sparse (scores of all latents; decoding, code gradient and both weight gradients at k of them), 12nd where it is
+    dense. Optimiser, running average and AuxK are not counted: they are overhead by this measure."""
+    if spec.k is not None and recipe_of(spec.recipe).activation is not None:
+        return 2.0 * spec.n * d + 8.0 * d * spec.k
+    return 12.0 * spec.n * d
+
+
+def state_bytes(spec: AutoencoderSpec, d: int) -> int:
+    """What a member in training holds between steps: fp32 weights, two moments and, where there is one, the running
+    average of the weights; for each latent the tokens since it fired."""
+    copies = 3 + (spec.ema is not None)
+    return copies * 4 * (2 * spec.n * d + spec.n + d) + 8 * spec.n
+
+
+def groups_within(specs: Mapping[str, AutoencoderSpec], d: int, memory_bytes: int | None) -> Iterator[list[str]]:
+    """Keys of the members to train at once, group after group, so that the states of each fit in the memory given.
+
+    Members of equal batch size come together, since they can share a read of the data; else in the order given.
+    """
+    if memory_bytes is None:
+        yield list(specs)
+        return
+    group, held = list[str](), 0
+    for key in sorted(specs, key=lambda key: specs[key].batch):
+        needed = state_bytes(specs[key], d)
+        if group and held + needed > memory_bytes:
+            yield group
+            group, held = [], 0
+        group.append(key)
+        held += needed
+    if group:
+        yield group
