@@ -10,8 +10,14 @@ Speed: in every round each trainer makes as many steps as take it about `--secon
 the best peer (the one of the largest median) are taken within the round. *Products*: the encoder's dense product
 alone, all that a trainer with an exact TopK cannot do without. Memory is the peak above what the process held before
 its trainer was built, when it had imported everything and read the rows. Ours keeps no running average of the weights,
-as no peer does. Quality: see training/quality.py. Prints tables in Markdown and writes results/training.json; with
-`--quick` (the first form, one thread, few steps) it only prints.
+as no peer does.
+
+Quality: held-out NMSE along the way, in turns again; the target is the lowest that any peer's recipe has after
+`--tokens` at its defaults, and the time to it is that of training alone, at the first of 15 looks that finds it. A
+recipe whose rate falls to 0 is told its whole budget. All recipes start from `--seeds`, which the rows do not share.
+
+Prints tables in Markdown and writes results/training.json; with `--quick` (the first form, one thread, few steps) it
+only prints.
 """
 
 from __future__ import annotations
@@ -76,7 +82,7 @@ def launch(pythons: Mapping[str | None, Path], ways: Mapping[str, Way], task: di
     """A process for each way, built and waiting; one that cannot be is skipped and said so."""
 
     def start(way: Way) -> Worker:
-        described = json.dumps({**task, "steps": way.steps or task["steps"], "options": dict(way.options)})
+        described = json.dumps({**task, **way.task, "options": dict(way.options)})
         command = [str(pythons[way.package]), "-W", "ignore", str(FOLDER / "worker.py"), way.adapter, described]
         own = {"PYTHONPATH": str(CHECKOUT)} if way.package is None else {}
         return Worker(command, {"OMP_NUM_THREADS": str(task["threads"]), **own})
@@ -93,11 +99,13 @@ def launch(pythons: Mapping[str | None, Path], ways: Mapping[str, Way], task: di
 
 
 def rounds(workers: Mapping[str, Worker], n_rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """The answers of every way, by round; two steps before the first warm it up, and tell how many make a turn."""
+    """The answers of every way, by round; a step or two before the first warm it up, and tell how many make a turn."""
     steps = dict[str, int]()
     for name, worker in workers.items():
-        worker.ask("go 1")
-        steps[name] = max(1, round(seconds / worker.ask("go 1")["wall_s"]))
+        step_s = worker.ask("go 1")["wall_s"]
+        if step_s < seconds:  # the first step of all is slow
+            step_s = worker.ask("go 1")["wall_s"]
+        steps[name] = max(1, round(seconds / step_s))
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(n_rounds):
         for name in random.sample(sorted(workers), len(workers)):
@@ -135,18 +143,18 @@ def record(answers: list[dict[str, float]], batch: int) -> dict[str, Any]:
 
 def measure_quality(seed: int, given: argparse.Namespace, pythons: Mapping[str | None, Path], data: Path) -> Any:
     """Every recipe's held-out NMSE along the way, all taking turns; the target, and when each reached it."""
-    steps = -(-given.tokens // QUALITY_FORM.batch)
-    shared = {"data": str(data), "held_out": HELD_OUT, "rows": steps * QUALITY_FORM.batch, "steps": steps}
-    task = {**vars(QUALITY_FORM), **shared, "seed": seed, "threads": max(given.threads)}
-    ways = PEER_WAYS | quality_ways(steps)
+    ways = PEER_WAYS | quality_ways(given.tokens)
+    rows = given.tokens // QUALITY_FORM.batch * QUALITY_FORM.batch
+    shared = {"data": str(data), "held_out": HELD_OUT, "rows": rows, "steps": rows // QUALITY_FORM.batch}
+    task = {**vars(QUALITY_FORM), **shared, "seed": seed, "threads": given.quality_threads}
     workers = launch(pythons, ways, task)
     try:
         trails = {name: [point(worker)] for name, worker in workers.items()}
-        for turn in range(TURNS):
+        for turn in range(1, TURNS + 1):
             for name in random.sample(sorted(workers), len(workers)):
-                total = ways[name].steps or steps
-                more = total * (turn + 1) // TURNS - total * turn // TURNS
-                trails[name].append(point(workers[name], more, trails[name][-1]))
+                steps, batch = ({**task, **ways[name].task}[what] for what in ("steps", "batch"))
+                more = steps * turn // TURNS - steps * (turn - 1) // TURNS
+                trails[name].append(point(workers[name], more, batch, trails[name][-1]))
     finally:
         for worker in workers.values():
             worker.close()
@@ -155,14 +163,15 @@ def measure_quality(seed: int, given: argparse.Namespace, pythons: Mapping[str |
     best = min(peers, key=lambda name: trails[name][-1]["nmse"])
     target = trails[best][-1]["nmse"]
     reached = {name: next((at for at in trail if at["nmse"] <= target), None) for name, trail in trails.items()}
-    return {"seed": seed, "best_peer": best, "target_nmse": target, "reached": reached, "trails": trails}
+    about = {"seed": seed, "threads": given.quality_threads, "best_peer": best, "target_nmse": target}
+    return {**about, "reached": reached, "trails": trails}
 
 
-def point(worker: Worker, steps: int = 0, last: Mapping[str, float] | None = None) -> dict[str, float]:
+def point(worker: Worker, steps: int = 0, batch: int = 0, last: Mapping[str, float] | None = None) -> dict[str, float]:
     """Where a recipe stands after so many more steps: what it cost until now, and its held-out NMSE."""
-    spent = {name: (last or {}).get(name, 0.0) for name in ("steps", "wall_s", "cpu_s")}
+    spent = {name: (last or {}).get(name, 0.0) for name in ("tokens", "wall_s", "cpu_s")}
     if steps:
-        answer = {**worker.ask(f"go {steps}"), "steps": steps}
+        answer = {**worker.ask(f"go {steps}"), "tokens": steps * batch}
         spent = {name: value + answer[name] for name, value in spent.items()}
     return spent | worker.ask("evaluate")
 
@@ -187,9 +196,10 @@ def parsed() -> argparse.Namespace:
     only.add_argument("--speed", action="store_true", help="only the speed")
     only.add_argument("--quality", action="store_true", help="only the time to quality")
     parser.add_argument("--quick", action="store_true", help="the first form, one thread, few steps; writes no result")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every trainer (default 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn; at least a step (default 2)")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of every trainer (default 4)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a turn; at least a step (default 1.5)")
     parser.add_argument("--threads", type=int, nargs="+", default=THREADS[: os.cpu_count()])
+    parser.add_argument("--quality-threads", type=int, default=1, help="of the time to quality (default 1)")
     parser.add_argument("--tokens", type=int, default=200_000, help="that make the target (default 200,000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the weights, for the time to quality")
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "sae-pipeline-peers")
@@ -211,9 +221,8 @@ def speed(given: argparse.Namespace, pythons: Mapping[str | None, Path]) -> list
 
 def quality(given: argparse.Namespace, pythons: Mapping[str | None, Path]) -> list[Any]:
     """The time to quality from every seed of the weights, on the same rows."""
-    rows = HELD_OUT + given.tokens + QUALITY_FORM.batch
     with tempfile.TemporaryDirectory() as folder:
-        data = write_rows(Path(folder) / "rows.npy", rows, QUALITY_FORM.d)
+        data = write_rows(Path(folder) / "rows.npy", HELD_OUT + given.tokens, QUALITY_FORM.d)
         results = [measure_quality(seed, given, pythons, data) for seed in given.seeds]
     print(render_quality(results))
     return results

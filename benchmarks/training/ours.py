@@ -39,8 +39,8 @@ def scale(d: int) -> float:
 class Trainer:
     """A run of one member.
 
-    Options: `compiled`, the top-k in C or in PyTorch (by default in C where it was built); `lr` (by default the
-    law's), `decay_last`, `betas`; `auxk` off; `dead`, the share of latents that are dead from the first step on, and
+    Options: `compiled`, the top-k in C or in PyTorch (by default in C where it was built); `spec`, fields of the
+    AutoencoderSpec that are not the paper's; `dead`, the share of latents that are dead from the first step on, and
     stay so: none of them can fire.
     """
 
@@ -80,24 +80,17 @@ def choose_topk(compiled: bool | None) -> None:
 
 
 def spec_of(task: Task) -> AutoencoderSpec:
-    """The paper's recipe, but for what the task's options change."""
-    options = task.options
-    return AutoencoderSpec(
-        key="benchmark",
-        recipe="topk",
-        n=task.n,
-        k=task.k,
-        seed=task.seed,
-        batch=task.batch,
-        tokens=task.steps * task.batch,
-        lr=options.get("lr") or LearningRate().at(task.n),
-        decay_last=options.get("decay_last", 0.0),
-        adam_betas=tuple(options.get("betas", (0.9, 0.999))),
-        ema=None,
-        auxk_k=None if options.get("auxk") == "off" else task.d // 2,
-        auxk_alpha=1 / 32,
-        dead_after_tokens=DEAD_AFTER_TOKENS,
-    )
+    """The paper's recipe, but for the fields that the task gives."""
+    fields = {
+        "lr": LearningRate().at(task.n),
+        "auxk_k": task.d // 2,
+        "auxk_alpha": 1 / 32,
+        "dead_after_tokens": DEAD_AFTER_TOKENS,
+        "ema": None,
+        **task.options.get("spec", {}),
+    }
+    sizes = {"n": task.n, "k": task.k, "batch": task.batch, "tokens": task.steps * task.batch}
+    return AutoencoderSpec(key="benchmark", recipe="topk", seed=task.seed, **sizes, **fields)
 
 
 def data_of(rows_xd: torch.Tensor) -> Data:

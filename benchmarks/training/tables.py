@@ -71,18 +71,10 @@ def render_speed(result: dict[str, Any]) -> str:
 def render_quality(results: list[dict[str, Any]]) -> str:
     """The table of all seeds."""
     lines = [f"### Time to quality, {QUALITY_FORM}", ""]
-    columns = [
-        "",
-        "NMSE before",
-        "NMSE at the end",
-        "tokens to the target",
-        "seconds",
-        "CPU seconds",
-        "of the best peer's",
-    ]
+    columns = ["", "NMSE before", "NMSE at the end", "tokens to the target", "seconds", "CPU seconds", "to best peer"]
     for result in results:
-        best = result["best_peer"]
-        lines += [f"Seed {result['seed']}; target {result['target_nmse']:.4f}, where {best} ends.", ""]
+        target = f"target {result['target_nmse']:.4f}, where {result['best_peer']} ends"
+        lines += [f"Seed {result['seed']}, {result['threads']} thread(s), {target}.", ""]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for name, trail in result["trails"].items():
             cells = [name, f"{trail[0]['nmse']:.4f}", f"{trail[-1]['nmse']:.4f}"]
@@ -94,5 +86,4 @@ def render_quality(results: list[dict[str, Any]]) -> str:
 
 def arrival(at: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
     share = at["wall_s"] / result["reached"][result["best_peer"]]["wall_s"]
-    tokens = at["steps"] * QUALITY_FORM.batch
-    return [f"{tokens:,.0f}", f"{at['wall_s']:.1f}", f"{at['cpu_s']:.1f}", f"{share:.2f}"]
+    return [f"{at['tokens']:,.0f}", f"{at['wall_s']:.1f}", f"{at['cpu_s']:.1f}", f"{share:.2f}"]
