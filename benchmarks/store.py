@@ -27,6 +27,7 @@ import sys
 import tempfile
 import venv
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,20 +78,17 @@ class Form:
 
 
 class Worker:
-    """A way at work in its own process; `ask` sends it a command and returns its answer."""
+    """A process that answers every line it is sent with a line of JSON, and says one unasked: `hello`."""
 
-    def __init__(self, python: Path, way: str, form: Form) -> None:
-        numbers = map(str, (form.d, form.shard_rows, form.n_shards, form.cores))
-        command = [str(python), "-W", "ignore", str(HERE / "store" / "worker.py"), way, *numbers]
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(form.cores)}
-        self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
-        self.version: str = self._answer()
+        self._process = subprocess.Popen(command, text=True, env={**os.environ, **environment}, **pipes)
+        self.hello: Any = self._answer()
 
-    def ask(self, what: str, folder: Path) -> dict[str, Any]:
-        """Write or read a folder."""
+    def ask(self, line: str) -> dict[str, Any]:
+        """Its answer to a line."""
         assert self._process.stdin
-        self._process.stdin.write(f"{what} {folder}\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = self._answer()
         return answer
@@ -105,6 +103,13 @@ class Worker:
         if not line:
             raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}")
         return json.loads(line)
+
+
+def started(python: Path, way: str, form: Form) -> Worker:
+    """A way at work in its own process; told `write FOLDER` or `read FOLDER`."""
+    numbers = map(str, (form.d, form.shard_rows, form.n_shards, form.cores))
+    command = [str(python), "-W", "ignore", str(HERE / "store" / "worker.py"), way, *numbers]
+    return Worker(command, {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(form.cores)})
 
 
 def install(folder: Path) -> dict[str, Path]:
@@ -134,7 +139,7 @@ def forget(folder: Path) -> None:
 
 def measure(root: Path, pythons: dict[str, Path], form: Form, repetitions: int) -> dict[str, Any]:
     """Seconds of every way; the first repetition only warms up."""
-    workers = {way: Worker(python, way, form) for way, python in pythons.items()}
+    workers = {way: started(python, way, form) for way, python in pythons.items()}
     seconds: Seconds = defaultdict(list)
     counts = dict[str, dict[str, Any]]()
     try:
@@ -152,7 +157,7 @@ def measure(root: Path, pythons: dict[str, Path], form: Form, repetitions: int) 
         "shards": form.n_shards,
         "shard_rows": form.shard_rows,
         "bytes": form.n_bytes,
-        "versions": {way: worker.version for way, worker in workers.items()},
+        "versions": {way: worker.hello for way, worker in workers.items()},
         "ways": {way: record(way, seconds, counts.get(way), form) for way in workers},
     }
 
@@ -164,7 +169,7 @@ def write_all(
     kept = dict[str, Path]()
     for way in random.sample(sorted(set(workers) - set(READS_OF)), len(workers) - len(READS_OF)):
         folder = kept[way] = root / f"{way.replace(' ', '-')}-{repetition}"
-        answer = workers[way].ask("write", folder)
+        answer = workers[way].ask(f"write {folder}")
         counts[way] = answer
         if repetition:
             seconds[way, "write"].append(answer["seconds"])
@@ -178,7 +183,7 @@ def read_all(kept: dict[str, Path], workers: dict[str, Worker], repetition: int,
         folder = kept[READS_OF.get(way, way)]
         forget(folder)
         for kind in ("cold", "warm"):
-            answer = workers[way].ask("read", folder)
+            answer = workers[way].ask(f"read {folder}")
             if repetition:
                 seconds[way, kind].append(answer["seconds"])
 
