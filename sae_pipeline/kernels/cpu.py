@@ -55,7 +55,7 @@ def step(
     if support is None:
         return reference.step(state, x_bd, objective, optimiser, lr=lr, l1=l1)
     error_bd = decode(support, params.W_dec).sub_(xc_bd)  # x̂ − x: b_pre cancels
-    reconstruction = scale * error_bd.flatten().dot(error_bd.flatten()) / b
+    reconstruction = scale * reference.energy(error_bd) / b
     if not bool(torch.isfinite(reconstruction)):
         return None
     state.fired.update(support.latents, b)
@@ -72,7 +72,7 @@ def _auxk(
     if objective.auxk_k:
         dead = state.fired.dead(objective.dead_after_tokens).nonzero()[:, 0]
         if len(dead):
-            return auxk_gradient(state.params, xc_bd, -error_bd, dead, objective.auxk_k, objective.auxk_alpha)
+            return auxk_gradient(state.params, xc_bd, error_bd, dead, objective.auxk_k, objective.auxk_alpha)
     return torch.zeros((), dtype=xc_bd.dtype), None
 
 
@@ -86,9 +86,8 @@ def _backward(
     if aux is not None:
         b_enc.index_add_(0, aux.latents, aux.b_enc)
     b_pre = gx_bd.sum(0) - b_enc @ params.W_enc  # x̂ contains b_pre; every π contains −W_enc b_pre
-    return Backward(
-        support.tokens[order], offsets, support.values[order], g_pre[order], xc_bd, gx_bd, b_enc, b_pre, aux
-    )
+    tokens, z, g_pre = (of_pair.index_select(0, order) for of_pair in (support.tokens, support.values, g_pre))
+    return Backward(tokens, offsets, z, g_pre, xc_bd, gx_bd, b_enc, b_pre, aux)
 
 
 def _row_gradient(backward: Backward, name: str, start: int, stop: int, unit_rows: Tensor) -> Tensor:

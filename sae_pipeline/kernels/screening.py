@@ -20,19 +20,25 @@ from sae_pipeline.kernels.selection import candidates, largest
 from sae_pipeline.kernels.state import Parameters
 
 SCORE_BYTES = 8 << 20  # scores held at a time: about what stays in cache
-ROWS = 512  # of a weight matrix rounded at a time, so that what rounding took away stays in cache
+ROWS = 256  # of a matrix whose rounding is measured at a time: what stays in cache
 MARGIN = 1.01  # for the rounding of the bound itself
 
 _scratch = threading.local()
 
 
-class Screen(NamedTuple):
-    """Parameters as the screen sees them, with the largest row norm of the weights and of what rounding took away."""
+class Rounded(NamedTuple):
+    """Rows [r, d] in the screen's precision, the norms [r] of the rows and of what rounding took away from them."""
 
-    W_enc: Tensor
+    rows: Tensor
+    norms: Tensor
+    losses: Tensor
+
+
+class Screen(NamedTuple):
+    """Parameters as the screen sees them; `bias_loss` [] is the most that rounding changed a bias."""
+
+    weights: Rounded
     b_enc: Tensor
-    weight: Tensor
-    weight_loss: Tensor
     bias: Tensor
     bias_loss: Tensor
 
@@ -42,59 +48,62 @@ def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
 
     At most k pairs a row, latents ascending. None where no bound holds because rows or parameters are not finite.
     """
-    screen = make_screen(params, screening_dtype(xc_bd.dtype))
-    x_bd = xc_bd.to(screen.W_enc.dtype)
-    slack_b = 2 * error_bound(screen, xc_bd, x_bd)
+    dtype = screening_dtype(xc_bd.dtype)
+    screen, x = make_screen(params, dtype), round_rows("rows", xc_bd, dtype)
+    slack_b = 2 * error_bound(screen, x)
     if not bool(slack_b.isfinite().all()):
         return None
-    counts_b, latents = _candidates(screen, x_bd, k, slack_b)
+    counts_b, latents = _candidates(screen, x.rows, k, slack_b)
     indptr = starts(counts_b)
-    values = sampled_product(indptr, latents, xc_bd, params.W_enc).add_(params.b_enc[latents])
+    values = sampled_product(indptr, latents, xc_bd, params.W_enc).add_(params.b_enc.index_select(0, latents))
     counts_b, kept = largest(indptr, values, k)
-    return Support.of(counts_b, latents[kept], values[kept])
+    return Support.of(counts_b, latents.index_select(0, kept), values.index_select(0, kept))
 
 
 def make_screen(params: Parameters, dtype: torch.dtype) -> Screen:
-    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step.
-
-    The weights lie in memory of this thread that the next screen takes over.
-    """
-    W_nd, b_n = params.W_enc, params.b_enc
-    rounded_nd = W_nd if dtype == W_nd.dtype else _buffer("weights", W_nd.shape, dtype)
-    norms = []
-    for start in range(0, len(W_nd), ROWS):
-        rows, rounded = W_nd[start : start + ROWS], rounded_nd[start : start + ROWS]
-        lost = torch.zeros(1, 1, dtype=W_nd.dtype) if rounded_nd is W_nd else rows - rounded.copy_(rows)
-        norms.append(torch.stack([torch.linalg.vector_norm(part, dim=1).max() for part in (rows, lost)]))
-    weight, weight_loss = torch.stack(norms).amax(0)
-    bias = b_n.to(dtype)
-    return Screen(rounded_nd, bias, weight, weight_loss, b_n.abs().max(), (b_n - bias).abs().max())
+    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
+    b_n = params.b_enc
+    bias_n = b_n.to(dtype)
+    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, b_n.abs().max(), (b_n - bias_n).abs().max())
 
 
-def error_bound(screen: Screen, xc_bd: Tensor, x_bd: Tensor) -> Tensor:
+def round_rows(name: str, rows_rd: Tensor, dtype: torch.dtype) -> Rounded:
+    """Rows in another precision. They lie in memory of this thread that the next call of the same name takes over."""
+    norms = torch.linalg.vector_norm(rows_rd, dim=1)
+    if dtype == rows_rd.dtype:
+        return Rounded(rows_rd, norms, torch.zeros_like(norms))
+    rounded, losses = _buffer(name, rows_rd.shape, dtype).copy_(rows_rd), torch.empty_like(norms)
+    for start in range(0, len(rows_rd), ROWS):
+        part = rounded[start : start + ROWS]
+        lost = _buffer("lost", part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
+        torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
+    return Rounded(rounded, norms, losses)
+
+
+def error_bound(screen: Screen, x: Rounded) -> Tensor:
     """How far, before it is rounded to the screen's precision, a score of each row may be from the exact one, [b].
 
     With δ for what rounding took away: |x̂·ŵ − x·w| ≤ ‖δx‖ ‖ŵ‖ + ‖x‖ ‖δw‖ by Cauchy and Schwarz, the same for the bias,
-    and (d + 2) ε of the largest terms for two sums, the screen's and the exact one's (Higham, Accuracy and
-    Stability of Numerical Algorithms, 2002, §3.1).
+    and (d + 2) ε of the largest terms for two sums, the screen's and the exact one's (Higham, Accuracy and Stability
+    of Numerical Algorithms, 2002, §3.1).
     """
-    norm_b = torch.linalg.vector_norm(xc_bd, dim=1)
-    loss_b = torch.linalg.vector_norm(xc_bd - x_bd, dim=1) if x_bd.dtype != xc_bd.dtype else torch.zeros_like(norm_b)
-    rounded_b, rounded = norm_b + loss_b, screen.weight + screen.weight_loss
-    sums_b = (xc_bd.shape[1] + 2) * torch.finfo(xc_bd.dtype).eps * (rounded_b * rounded + screen.bias)
-    bound_b: Tensor = MARGIN * (loss_b * rounded + norm_b * screen.weight_loss + screen.bias_loss + sums_b)
+    loss, norm = screen.weights.losses.max(), screen.weights.norms.max()
+    epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
+    sums_b = epsilon * ((x.norms + x.losses) * (norm + loss) + screen.bias)
+    bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + screen.bias_loss + sums_b)
     return bound_b
 
 
 def _candidates(screen: Screen, x_bd: Tensor, k: int, slack_b: Tensor) -> tuple[Tensor, Tensor]:
-    n, dtype = len(screen.W_enc), screen.W_enc.dtype
+    W_nd = screen.weights.rows
+    n, dtype = len(W_nd), W_nd.dtype
     # A score is rounded once when it is stored, and so is the k-th largest: by half a unit in the last place each.
     share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
     counts, latents = [], []
     for rows in chunks_of_rows(x_bd, n):
         part_bd = x_bd[rows]
         scores_bn = _buffer("scores", (len(part_bd), n), dtype)
-        torch.addmm(screen.b_enc, part_bd, screen.W_enc.t(), out=scores_bn)
+        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
         found = candidates(scores_bn, k, slack_b[rows], share)
         counts.append(found[0])
         latents.append(found[1])

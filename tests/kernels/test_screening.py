@@ -49,15 +49,15 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound(dtype):
     params, x = uneven()
     x[5] = 0.0
     screen = screening.make_screen(params, dtype)
-    x_bd = x.to(dtype)
-    bound_b = screening.error_bound(screen, x, x_bd).double()
-    scores = torch.addmm(screen.b_enc, x_bd, screen.W_enc.t()).double()
+    rounded = screening.round_rows("rows", x, dtype)
+    bound_b = screening.error_bound(screen, rounded).double()
+    scores = torch.addmm(screen.b_enc, rounded.rows, screen.weights.rows.t()).double()
     exact = x.double() @ params.W_enc.double().t() + params.b_enc.double()
     stored = torch.finfo(dtype).eps / 2 * scores.abs()  # a score is rounded once more when it is stored
     excess = ((scores - exact).abs() - stored).amax(1) / bound_b
     assert float(excess.max()) <= 1.0
     assert float(excess.max()) > 0.01, "a bound as loose as this would let everything through"
-    counts_b, _ = screening._candidates(screen, x_bd, 16, (2 * bound_b).float())
+    counts_b, _ = screening._candidates(screen, rounded.rows, 16, (2 * bound_b).float())
     assert 16 <= float(counts_b.double().mean()) < (80 if dtype == BF16 else 17)
 
 
