@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_pipeline.kernels import compiled
 from sae_pipeline.kernels.pairs import Support, sampled_product, starts
 from sae_pipeline.kernels.precision import screening_dtype
 from sae_pipeline.kernels.selection import candidates, largest
@@ -35,12 +36,11 @@ class Rounded(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """Parameters as the screen sees them; `bias_loss` [] is the most that rounding changed a bias."""
+    """Parameters as the screen sees them: weights, biases [n], and what rounding took away from the biases."""
 
     weights: Rounded
     b_enc: Tensor
-    bias: Tensor
-    bias_loss: Tensor
+    bias_losses: Tensor
 
 
 def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
@@ -60,11 +60,16 @@ def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
     return Support.of(counts_b, latents.index_select(0, kept), values.index_select(0, kept))
 
 
+def ways() -> dict[str, str]:
+    """How TopK is found for float32 on this machine. It decides how fast a step is, and nothing else."""
+    screen = str(screening_dtype(torch.float32)).removeprefix("torch.")
+    return {"screen": screen, "selection": "compiled" if compiled.library() else "PyTorch"}
+
+
 def make_screen(params: Parameters, dtype: torch.dtype) -> Screen:
     """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
-    b_n = params.b_enc
-    bias_n = b_n.to(dtype)
-    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, b_n.abs().max(), (b_n - bias_n).abs().max())
+    bias_n = params.b_enc.to(dtype)
+    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, params.b_enc - bias_n)
 
 
 def round_rows(name: str, rows_rd: Tensor, dtype: torch.dtype) -> Rounded:
@@ -85,12 +90,14 @@ def error_bound(screen: Screen, x: Rounded) -> Tensor:
 
     With δ for what rounding took away: |x̂·ŵ − x·w| ≤ ‖δx‖ ‖ŵ‖ + ‖x‖ ‖δw‖ by Cauchy and Schwarz, the same for the bias,
     and (d + 2) ε of the largest terms for two sums, the screen's and the exact one's (Higham, Accuracy and Stability
-    of Numerical Algorithms, 2002, §3.1).
+    of Numerical Algorithms, 2002, §3.1). Left out are latents that neither of the two can find positive on any row.
     """
     loss, norm = screen.weights.losses.max(), screen.weights.norms.max()
+    products_b = (x.norms + x.losses) * (norm + loss)
+    possible_n = screen.b_enc > -MARGIN * products_b.max()
+    bias, bias_loss = ((term_n * possible_n).abs().max() for term_n in (screen.b_enc, screen.bias_losses))
     epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
-    sums_b = epsilon * ((x.norms + x.losses) * (norm + loss) + screen.bias)
-    bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + screen.bias_loss + sums_b)
+    bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + bias_loss + epsilon * (products_b + bias))
     return bound_b
 
 

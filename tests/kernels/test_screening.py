@@ -84,6 +84,14 @@ def test_training_gives_the_same_bits_whatever_the_screen_and_its_chunks(monkeyp
         assert all(torch.equal(tensor, other[name]) for name, tensor in ended[0].items())
 
 
+def test_a_latent_that_can_never_fire_does_not_loosen_the_bound():
+    params, x = uneven(b=200)
+    before = screening.error_bound(screening.make_screen(params, BF16), screening.round_rows("rows", x, BF16))
+    params.b_enc[7] = -1e9 / 3
+    after = screening.error_bound(screening.make_screen(params, BF16), screening.round_rows("rows", x, BF16))
+    torch.testing.assert_close(after, before)
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_equal_latents_are_taken_in_order_and_an_empty_row_takes_none(dtype, monkeypatch):
     screened_in(monkeypatch, dtype)
