@@ -26,6 +26,9 @@
 #define BLOCK 64    /* entries compared together */
 #define PART 16384  /* entries whose count surely fits a key */
 
+/* Raised with VERSION in compiled.py whenever a function changes: a library built from an older file is left alone. */
+PUBLIC int64_t selection_version(void) { return 1; }
+
 INLINE float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);

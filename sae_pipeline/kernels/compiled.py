@@ -10,17 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+VERSION = 1  # of the functions in `_selection.c`: raised there and here whenever one changes
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats order as these integers do
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where they were not built or cannot be loaded here."""
+    """The compiled functions, or None where they were not built, cannot be loaded here or are of another version."""
     for path in sorted(Path(__file__).parent.glob("_selection*")):
         if path.name.removeprefix("_selection") in EXTENSION_SUFFIXES:
             try:
-                return _typed(ctypes.CDLL(str(path)))
-            except OSError:  # built for another machine
+                found = ctypes.CDLL(str(path))
+                if found.selection_version() == VERSION:
+                    return _typed(found)
+            except (OSError, AttributeError):  # built for another machine, or from another file
                 continue
     return None
 

@@ -1,5 +1,6 @@
 """What is selected of a row: by definition, compiled and in PyTorch alike."""
 
+from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import pairwise
 
 import pytest
@@ -95,3 +96,15 @@ def test_no_candidates_at_all_leave_nothing_to_keep(implementation):
     assert counts_b.tolist() == [0] * 4 and len(latents) == 0
     kept_b, places = selection.largest(starts(counts_b), torch.empty(0), 3)
     assert kept_b.tolist() == [0] * 4 and len(places) == 0
+
+
+@needs_compiled
+def test_a_library_built_from_another_version_of_the_file_is_left_alone(monkeypatch):
+    monkeypatch.setattr(compiled, "VERSION", compiled.VERSION + 1)
+    assert compiled.library.__wrapped__() is None
+
+
+def test_without_a_library_selection_is_in_pytorch(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    (tmp_path / f"_selection{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
+    assert compiled.library.__wrapped__() is None
