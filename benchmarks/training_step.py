@@ -1,33 +1,59 @@
-"""Tokens a second of the sparse training step against the dense autograd step, in turns, in one process.
+"""Tokens a second of the sparse training step, beside the dense autograd step and the bare encoder product.
 
-Ratios within the run are what counts: each repetition times both on the same batches, one right after the other. Both
-get one thread and are timed by the processor, which on a quiet machine is the clock. Run
-`python benchmarks/training_step.py [--quick]`; prints a table, writes results/training_step.json.
+Everything takes its turn in one process on the same batches, and what counts are ratios within one turn: of the sparse
+step to the dense one, and to a step that would consist of nothing but its one dense product, in bfloat16 and in
+float32. Each size runs on one thread, timed by the processor, which on a quiet machine is the clock; the large ones
+also on all threads, timed by the clock. Beside the rates: what one latent in a hundred being dead costs, and how many
+entries of the support the screen alone would have got wrong. Run `python benchmarks/training_step.py [--quick]`; prints
+a table, writes results/training_step.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
-from sae_pipeline.kernels import Objective, Optimiser, Parameters, TopK, TrainState, cpu, fast_float32_matmul, reference
+from sae_pipeline.kernels import (
+    Objective,
+    Optimiser,
+    Parameters,
+    TopK,
+    TrainState,
+    compiled,
+    cpu,
+    fast_float32_matmul,
+    reference,
+    screening,
+    ways,
+)
 
-CASES = [  # d, n, k, batch
-    *((128, n, k, 1024) for n in (256, 512, 1024, 2048, 4096) for k in (4, 8, 16)),
-    (256, 4096, 32, 2048),
-    (768, 16384, 32, 2048),
-]
-DEMO_TOKENS = 2_000_000
-STEPS = 3  # of each kind in each repetition
+DEMO = [(256, n, k, 1024) for n in (256, 512, 1024, 2048, 4096) for k in (4, 8, 16)]  # d, n, k, batch
+LARGE = [(256, 4096, 32, 2048), (768, 16384, 32, 2048), (768, 32768, 64, 2048)]
+QUICK = [DEMO[0], DEMO[7]]
+BATCHES = 4
+DEAD_SHARE = 0.01
+NEVER = 10**12  # tokens
+TURN_S = 0.5  # what a kind does in one turn takes about this long, or is one step
+
+
+class Size(NamedTuple):
+    """Dimensions of a step."""
+
+    d: int
+    n: int
+    k: int
+    batch: int
 
 
 def activations(rows: int, d: int) -> torch.Tensor:
@@ -41,76 +67,168 @@ def activations(rows: int, d: int) -> torch.Tensor:
     return normalize(sparse + low_rank + 0.03 * torch.randn(rows, d, generator=g), dim=1)
 
 
-def start(x_md: torch.Tensor, n: int) -> TrainState:
-    """Tied directions, b_pre at the mean."""
+def start(x_md: torch.Tensor, n: int, dead_share: float = 0.0) -> TrainState:
+    """Tied directions, b_pre at the mean; the dead have not fired for long and will not."""
     W_dec = normalize(torch.randn(n, x_md.shape[1], generator=torch.Generator().manual_seed(1)), dim=1)
-    return TrainState.start(Parameters(0.5 * W_dec, torch.zeros(n), W_dec, x_md.mean(0)), average=True)
+    state = TrainState.start(Parameters(0.5 * W_dec, torch.zeros(n), W_dec, x_md.mean(0)), average=True)
+    dead = round(dead_share * n)
+    state.params.b_enc[:dead] = -1e3
+    state.fired.tokens_since_fired[:dead] = NEVER
+    return state
 
 
-def rates(case: tuple[int, int, int, int], repetitions: int) -> dict[str, list[float]]:
-    """Tokens per second of processor time of both steps, by repetition."""
-    d, n, k, batch = case
-    x_md = activations(8 * batch, d)
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Selection in PyTorch alone, as on a machine without a C compiler."""
+    library = compiled.library
+    compiled.library = lambda: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        compiled.library = library
+
+
+def kinds(size: Size, x_md: torch.Tensor) -> tuple[dict[str, Callable[[torch.Tensor], Any]], TrainState]:
+    """What takes turns, by name, each a function of a batch; and the state of the sparse step."""
     variance = float((x_md - x_md.mean(0)).square().sum(1).mean())
-    objective = Objective(TopK(k), 1 / variance, auxk_k=d // 2, auxk_alpha=1 / 32, dead_after_tokens=100_000)
+    objective = Objective(TopK(size.k), 1 / variance, size.d // 2, auxk_alpha=1 / 32, dead_after_tokens=NEVER)
     optimiser = Optimiser((0.9, 0.999), 6.25e-10, ema=0.999, grad_clip=None)
-    kinds: dict[str, tuple[Callable[..., Any], TrainState]] = {
-        "dense": (reference.step, start(x_md, n)),
-        "sparse": (cpu.step, start(x_md, n)),
-    }
-    found: dict[str, list[float]] = {"dense": [], "sparse": []}
-    for repetition in range(repetitions + 1):
-        for kind, (step, state) in kinds.items():
-            started = time.process_time()
-            for t in range(STEPS):
-                x_bd = x_md[(repetition * STEPS + t) % 8 * batch :][:batch]
-                with torch.no_grad():
-                    step(state, x_bd, objective, optimiser, lr=1e-3, l1=0.0)
-            if repetition:  # the first is warm-up
-                found[kind].append(STEPS * batch / (time.process_time() - started))
-    return found
+    plain, sparse, stock, some_dead = (start(x_md, size.n, share) for share in (0.0, 0.0, 0.0, DEAD_SHARE))
+
+    def stepping(step: Callable[..., Any], state: TrainState) -> Callable[[torch.Tensor], Any]:
+        return lambda x_bd: step(state, x_bd, objective, optimiser, lr=1e-4, l1=0.0)
+
+    def in_pytorch(x_bd: torch.Tensor) -> None:
+        with not_compiled():
+            stepping(cpu.step, stock)(x_bd)
+
+    found = {"dense": stepping(reference.step, plain), "sparse": stepping(cpu.step, sparse)}
+    if compiled.library() is not None:
+        found["sparse_in_pytorch"] = in_pytorch
+    found["sparse_some_dead"] = stepping(cpu.step, some_dead)
+    for dtype in (torch.float32, torch.bfloat16):
+        found[f"{dtype}_product".removeprefix("torch.")] = product(plain.params.W_enc.to(dtype))
+    return found, sparse
 
 
-def summary(case: tuple[int, int, int, int], found: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and the ratio of each repetition's pair."""
-    ratios = [sparse / dense for sparse, dense in zip(found["sparse"], found["dense"], strict=True)]
-    median = {kind: statistics.median(values) for kind, values in found.items()}
+def product(W_nd: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """The encoder's product in chunks of rows, into memory that is there already."""
+    scores = torch.empty(
+        max(1, screening.SCORE_BYTES // (W_nd.element_size() * len(W_nd))), len(W_nd), dtype=W_nd.dtype
+    )
+
+    def run(x_bd: torch.Tensor) -> None:
+        rows_bd = x_bd.to(W_nd.dtype)
+        for rows in screening.chunks_of_rows(rows_bd, len(W_nd)):
+            torch.mm(rows_bd[rows], W_nd.t(), out=scores[: len(rows_bd[rows])])
+
+    return run
+
+
+def rates(size: Size, threads: int, turns: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Tokens a second by kind and turn; and how the support of the last state was found."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    x_md = activations(BATCHES * size.batch, size.d)
+    each, state = kinds(size, x_md)
+    batches = x_md.split(size.batch)
+    steps = dict.fromkeys(each, 1)
+    found: dict[str, list[float]] = {kind: [] for kind in each}
+    for turn in range(turns + 1):
+        for kind, run in each.items():
+            started = clock()
+            for t in range(steps[kind]):
+                run(batches[t % BATCHES])
+            spent_s = clock() - started
+            if turn:  # the first is warm-up, and tells how many steps a turn takes
+                found[kind].append(steps[kind] * size.batch / spent_s)
+            else:
+                steps[kind] = max(1, min(20, round(TURN_S / spent_s)))
+    return found, agreement(size, state.params, batches[0] - state.params.b_pre)
+
+
+def agreement(size: Size, params: Parameters, xc_bd: torch.Tensor) -> dict[str, float]:
+    """Shares of the entries of float32's support that the step chooses, and that the screen alone would; candidates."""
+    support = screening.topk_support(params, xc_bd, size.k)
+    assert support is not None
+    screen, x = screening.make_screen(params, dtype := torch.bfloat16), screening.round_rows("rows", xc_bd, dtype)
+    counts_b, _ = screening._candidates(screen, x.rows, size.k, 2 * screening.error_bound(screen, x))
+    kept = alone = total = 0
+    for row in range(0, len(xc_bd), 256):
+        best = linear(xc_bd[row : row + 256], params.W_enc, params.b_enc).topk(size.k, dim=1)
+        expected = torch.zeros(len(best.values), size.n, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
+        rough = linear(x.rows[row : row + 256], screen.weights.rows, screen.b_enc).topk(size.k, dim=1).indices
+        pairs = slice(int(support.indptr[row]), int(support.indptr[row + len(expected)]))
+        kept += int(expected[support.tokens[pairs] - row, support.latents[pairs]].sum())
+        alone += int(expected.gather(1, rough).sum())
+        total += int(expected.sum())
     return {
-        **dict(zip(("d", "n", "k", "batch"), case, strict=True)),
-        **{f"{kind}_tokens_per_s": round(value) for kind, value in median.items()},
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
-        "demo_cpu_s": round(DEMO_TOKENS / median["sparse"], 1),
+        "kept": kept / total,
+        "bfloat16_alone": alone / total,
+        "candidates_per_k": float(counts_b.double().mean()) / size.k,
     }
+
+
+def spread(values: list[float], digits: int) -> dict[str, float]:
+    """Median, least and most."""
+    return {name: round(of(values), digits) for name, of in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def summary(size: Size, threads: int, found: dict[str, list[float]], entries: dict[str, float]) -> dict[str, Any]:
+    """Rates by kind, and ratios of one turn's pairs."""
+
+    def ratio(above: str, below: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(found[above], found[below], strict=True)], 3)
+
+    ratios = {
+        f"sparse_to_{kind}": ratio("sparse", kind) for kind in found if kind not in ("sparse", "sparse_some_dead")
+    }
+    price = spread([1 - b / a for a, b in zip(found["sparse"], found["sparse_some_dead"], strict=True)], 3)
+    return {
+        **size._asdict(),
+        "threads": threads,
+        "tokens_per_s": {kind: spread(values, 0) for kind, values in found.items()},
+        **ratios,
+        "auxk_share_of_step_at_1_percent_dead": price,
+        "support": {name: round(value, 6) for name, value in entries.items()},
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A case as a line of the table."""
+    of_dense, of_product = row["sparse_to_dense"], row["sparse_to_bfloat16_product"]
+    return (
+        f"{row['d']:4} {row['n']:6} {row['k']:3} {row['threads']:4} {row['tokens_per_s']['dense']['median']:11,.0f} "
+        f"{row['tokens_per_s']['sparse']['median']:12,.0f}  {of_dense['median']:6.2f} "
+        f"{of_dense['min']:6.2f}..{of_dense['max']:<6.2f} {of_product['median']:6.2f} "
+        f"{row['auxk_share_of_step_at_1_percent_dead']['median']:6.1%} {row['support']['kept']:.4%} "
+        f"{row['support']['bfloat16_alone']:.3%} {row['support']['candidates_per_k']:5.2f}"
+    )
 
 
 def main() -> None:
     """Measure every case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one repetition, small cases only")
+    parser.add_argument("--quick", action="store_true", help="two small cases, two turns; nothing is written")
     quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    results = []
+    every = torch.get_num_threads() if quick else os.cpu_count() or 1
+    cases = [(Size(*size), 1) for size in (QUICK if quick else [*DEMO, *LARGE])]
+    if every > 1 and not quick:
+        cases += [(Size(*size), every) for size in LARGE]
     print(
-        f"{'d':>4} {'n':>6} {'k':>3} {'dense tok/s':>12} {'sparse tok/s':>13} {'ratio':>6} {'min..max':>13}  2M: cpu s"
+        "   d      n   k  thr  dense tok/s sparse tok/s   ratio    min..max  of bf16   AuxK     kept bf16 alone cand/k"
     )
-    with fast_float32_matmul() as precision:
-        for case in CASES[:3] if quick else CASES:
-            row = summary(case, rates(case, 1 if quick else 5))
-            results.append(row)
-            spread = f"{row['ratio_min']}..{row['ratio_max']}"
-            print(
-                f"{row['d']:4} {row['n']:6} {row['k']:3} {row['dense_tokens_per_s']:12,} "
-                f"{row['sparse_tokens_per_s']:13,} {row['ratio']:6.2f} {spread:>13}  {row['demo_cpu_s']:9.1f}",
-                flush=True,
-            )
+    results = []
+    with fast_float32_matmul() as precision, torch.no_grad():
+        for size, threads in cases:
+            torch.set_num_threads(threads)
+            results.append(summary(size, threads, *rates(size, threads, 2 if quick else 5)))
+            print(line(results[-1]), flush=True)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "threads": 1,
         "matmul_precision": precision,
+        **ways(),
     }
     if not quick:
         path = Path(__file__).parent / "results" / "training_step.json"

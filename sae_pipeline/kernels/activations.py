@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-GROUP = 8  # columns a group maximum stands for in `positive_topk`
+from sae_pipeline.kernels.pairs import Support
+from sae_pipeline.kernels.screening import chunks_of_rows, topk_support
+from sae_pipeline.kernels.state import Parameters
+
 MAX_SHARE = 5  # a support of more than 1/5 of the entries gains nothing from being treated as sparse (measured)
-
-
-class Support(NamedTuple):
-    """The (token, latent) pairs that may be active, ordered by token: `indptr` [b+1], the others flat [pairs]."""
-
-    indptr: Tensor
-    tokens: Tensor
-    latents: Tensor
-    values: Tensor
 
 
 class Activation(Protocol):
@@ -28,8 +22,11 @@ class Activation(Protocol):
         """Latents [b, n], differentiable."""
         ...
 
-    def support(self, pre_bn: Tensor) -> Support | None:
-        """The same as a flat support, not differentiable; None where too many entries are active to gain by it."""
+    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+        """The positive latents of rows x − b_pre [b, d] with π = W_enc (x − b_pre) + b_enc, not differentiable.
+
+        None where too many are positive to gain by a sparse step, or where they cannot be told.
+        """
         ...
 
 
@@ -44,13 +41,9 @@ class TopK:
         values, indices = pre_bn.topk(self.k, dim=1, sorted=False)
         return torch.zeros_like(pre_bn).scatter(1, indices, values.relu())
 
-    def support(self, pre_bn: Tensor) -> Support:
-        """k pairs a token; values 0 fill up where fewer are positive."""
-        values, indices = positive_topk(pre_bn, self.k)
-        b = len(pre_bn)
-        tokens = torch.arange(b, device=pre_bn.device).repeat_interleave(self.k)
-        indptr = torch.arange(0, b * self.k + 1, self.k, device=pre_bn.device)
-        return Support(indptr, tokens, indices.flatten(), values.relu().flatten())
+    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+        """At most k pairs a token; None where rows or parameters are not finite."""
+        return topk_support(params, xc_bd, self.k)
 
 
 @dataclass(frozen=True)
@@ -61,34 +54,16 @@ class ReLU:
         """Latents [b, n]."""
         return pre_bn.relu()
 
-    def support(self, pre_bn: Tensor) -> Support | None:
-        """The positive pairs; None if they are more than a fifth of all."""
-        positive = pre_bn > 0
-        counts_b = positive.count_nonzero(1)
-        if int(counts_b.sum()) * MAX_SHARE > pre_bn.numel():
-            return None
-        tokens, latents = positive.nonzero(as_tuple=True)
-        indptr = torch.nn.functional.pad(counts_b.cumsum(0), (1, 0))
-        return Support(indptr, tokens, latents, pre_bn[tokens, latents])
-
-
-def positive_topk(pre_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices [b, k], unsorted, of the k largest entries of each row, exact wherever they are positive.
-
-    Which of the non-positive entries fill up a row is left open: a ReLU makes them all 0. Two facts make it faster
-    than `torch.topk`: positive floats order as their bits do, and integers compare without a test for NaN; and the
-    k largest of a row lie in the k groups of largest maximum.
-    """
-    bits = {torch.float32: torch.int32, torch.float64: torch.int64}[pre_bn.dtype]
-    keys = pre_bn.contiguous().view(bits)
-    b, n = keys.shape
-    if n < 32 * k or n % GROUP:
-        indices = keys.topk(k, dim=1, sorted=False).indices
-    else:
-        stride = n // GROUP  # column c belongs to group c mod stride: maxima of whole cache lines, not within one
-        groups = keys.view(b, GROUP, stride).amax(1).topk(k, dim=1, sorted=False).indices
-        members = torch.arange(0, n, stride, device=keys.device)
-        candidates = (groups[:, :, None] + members).flatten(1)
-        best = keys.gather(1, candidates).topk(k, dim=1, sorted=False).indices
-        indices = candidates.gather(1, best)
-    return pre_bn.gather(1, indices), indices
+    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+        """The positive pairs; None if they are more than a fifth of all in some chunk of rows."""
+        counts, latents, values = [], [], []
+        for rows in chunks_of_rows(xc_bd, len(params.W_enc)):
+            pre_bn = torch.nn.functional.linear(xc_bd[rows], params.W_enc, params.b_enc)
+            positive = pre_bn > 0
+            counts.append(positive.sum(1))
+            if int(counts[-1].sum()) * MAX_SHARE > pre_bn.numel():
+                return None
+            tokens, chosen = positive.nonzero(as_tuple=True)
+            latents.append(chosen)
+            values.append(pre_bn[tokens, chosen])
+        return Support.of(torch.cat(counts), torch.cat(latents), torch.cat(values))

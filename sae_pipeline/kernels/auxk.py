@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_pipeline.kernels.reference import error_variation
+from sae_pipeline.kernels.reference import energy, error_variation
 from sae_pipeline.kernels.state import Parameters
 
 
@@ -27,9 +27,9 @@ class AuxGradient(NamedTuple):
 
 
 def auxk_gradient(
-    params: Parameters, xc_bd: Tensor, e_bd: Tensor, dead: Tensor, k: int, alpha: float
+    params: Parameters, xc_bd: Tensor, error_bd: Tensor, dead: Tensor, k: int, alpha: float
 ) -> tuple[Tensor, AuxGradient | None]:
-    """The AuxK term of `reference.auxk_loss` (unweighted) and the gradient of alpha times it.
+    """The AuxK term of `reference.auxk_loss` (unweighted) and the gradient of alpha times it; error = x̂ − x = −e.
 
     Selecting k of π ⊙ dead over all n latents and applying ReLU leaves the positive ones among the k largest of the
     dead, so only their rows are gathered; nothing is selected where at most k are dead. A term that is not finite is
@@ -40,9 +40,9 @@ def auxk_gradient(
     if len(dead) > k:
         values, indices = z_bm.topk(k, dim=1, sorted=False)
         z_bm = torch.zeros_like(z_bm).scatter_(1, indices, values)
-    residual_bd = (z_bm @ W_dec).sub_(e_bd)
-    variation = error_variation(e_bd)
-    loss = residual_bd.square().sum() / variation
+    residual_bd = torch.addmm(error_bd, z_bm, W_dec)  # ê − e
+    variation = error_variation(error_bd)
+    loss = energy(residual_bd) / variation
     if not bool(torch.isfinite(loss)):
         return torch.zeros_like(loss), None
     g_hat_bd = residual_bd.mul_(2 * alpha / variation)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from kernel_doubles import D, N, make_batch, make_optimiser, make_state, relu_objective, topk_objective
 
-from sae_pipeline.kernels import cpu, reference, train_step
-from sae_pipeline.kernels.activations import positive_topk
+from sae_pipeline.kernels import cpu, reference, screening, train_step
+from sae_pipeline.kernels.pairs import group_by_latent
 
 SPARSE = {"silent": 36, "shift": 4.0}  # latents of which fewer than a fifth fire: the ReLU step goes sparse
 CASES = {
@@ -13,6 +13,7 @@ CASES = {
     "topk with more aux slots than dead": (topk_objective(auxk_k=30), {"silent": 20}, {}),
     "topk, none dead": (topk_objective(dead_after_tokens=10**9), {}, {}),
     "topk clipped, no average": (topk_objective(), {"silent": 20, "average": False}, {"grad_clip": 0.05, "ema": None}),
+    "topk clipped, with average": (topk_objective(), {"silent": 20}, {"grad_clip": 0.05}),
     "topk, k = n": (topk_objective(k=N), {}, {}),
     "relu, sparse": (relu_objective(), SPARSE, {}),
     "relu, dense": (relu_objective(), {}, {}),
@@ -23,7 +24,7 @@ CASES = {
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_fast_step_equals_reference_over_steps(case, dtype, tolerance, monkeypatch):
     objective, start, optimiser = CASES[case]
-    monkeypatch.setattr(cpu, "SCORE_BYTES", 20 * N * 8)  # several chunks of rows
+    monkeypatch.setattr(screening, "SCORE_BYTES", 20 * N * 8)  # several chunks of rows
     monkeypatch.setattr(cpu, "BLOCK_BYTES", 7 * D * 8)  # several blocks of latents, the last one short
     plain, fast = make_state(dtype, **start), make_state(dtype, **start)
     before = fast.params.W_enc.clone()
@@ -42,10 +43,10 @@ def test_fast_step_equals_reference_over_steps(case, dtype, tolerance, monkeypat
 
 
 def test_the_relu_cases_take_both_paths():
-    state = make_state(**SPARSE)
-    assert cpu.select(state.params, make_batch(0) - state.params.b_pre, relu_objective().activation) is not None
-    state = make_state()
-    assert cpu.select(state.params, make_batch(0) - state.params.b_pre, relu_objective().activation) is None
+    for start, sparse in ((SPARSE, True), ({}, False)):
+        params = make_state(**start).params
+        support = relu_objective().activation.support(params, make_batch(0) - params.b_pre)
+        assert (support is not None) == sparse
 
 
 def test_step_equals_torch_adam_with_projection_and_unit_rows():
@@ -119,22 +120,9 @@ def test_a_batch_that_is_not_finite_changes_nothing(step):
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("n", "k"), [(40, 3), (256, 8), (1024, 16), (1000, 5), (4096, 4), (8, 8)])
-def test_positive_topk_is_exact_where_positive(dtype, n, k):
-    g = torch.Generator().manual_seed(n + k)
-    for shift in (0.0, -2.5, -100.0):  # many, few and no positive entries
-        pre = torch.randn(200, n, generator=g, dtype=dtype) + shift
-        values, indices = positive_topk(pre, k)
-        assert torch.equal(values, pre.gather(1, indices))
-        assert bool((indices.sort(dim=1).values.diff(dim=1) > 0).all()), "an entry was taken twice"
-        expected = pre.topk(k, dim=1).values.relu()
-        assert torch.equal(values.relu().sort(dim=1, descending=True).values, expected)
-
-
 def test_grouping_pairs_by_latent_is_a_stable_sort_for_small_and_large_n():
     latents = torch.randint(0, 50_000, (3000,), generator=torch.Generator().manual_seed(0))
     for n in (50_000, 70_000):
-        order, offsets = cpu.group_by_latent(latents, n)
+        order, offsets = group_by_latent(latents, n)
         assert torch.equal(order, torch.sort(latents, stable=True).indices)
         assert torch.equal(offsets.diff(), torch.bincount(latents, minlength=n)) and int(offsets[0]) == 0

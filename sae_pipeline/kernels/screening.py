@@ -1,0 +1,134 @@
+"""The k largest pre-activations of each row, exactly, from scores that are not.
+
+All n scores of a row are only a screen: in bfloat16 where the CPU multiplies in it. What could be among the k largest,
+by a bound on the screen's error, is scored again in the parameters' own precision, one pair at a time, and the k best
+of these are kept. So the outcome depends neither on the screen's precision nor on how rows are cut into chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_pipeline.kernels import compiled
+from sae_pipeline.kernels.pairs import Support, sampled_product, starts
+from sae_pipeline.kernels.precision import screening_dtype
+from sae_pipeline.kernels.selection import candidates, largest
+from sae_pipeline.kernels.state import Parameters
+
+SCORE_BYTES = 8 << 20  # scores held at a time: about what stays in cache
+ROWS = 256  # of a matrix whose rounding is measured at a time: what stays in cache
+MARGIN = 1.01  # for the rounding of the bound itself
+
+_scratch = threading.local()
+
+
+class Rounded(NamedTuple):
+    """Rows [r, d] in the screen's precision, the norms [r] of the rows and of what rounding took away from them."""
+
+    rows: Tensor
+    norms: Tensor
+    losses: Tensor
+
+
+class Screen(NamedTuple):
+    """Parameters as the screen sees them: weights, biases [n], and what rounding took away from the biases."""
+
+    weights: Rounded
+    b_enc: Tensor
+    bias_losses: Tensor
+
+
+def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
+    """The support of TopK: the positive entries among the k largest of W_enc xc + b_enc; of equal ones the first.
+
+    At most k pairs a row, latents ascending. None where no bound holds because rows or parameters are not finite.
+    """
+    dtype = screening_dtype(xc_bd.dtype)
+    screen, x = make_screen(params, dtype), round_rows("rows", xc_bd, dtype)
+    slack_b = 2 * error_bound(screen, x)
+    if not bool(slack_b.isfinite().all()):
+        return None
+    counts_b, latents = _candidates(screen, x.rows, k, slack_b)
+    indptr = starts(counts_b)
+    values = sampled_product(indptr, latents, xc_bd, params.W_enc).add_(params.b_enc.index_select(0, latents))
+    counts_b, kept = largest(indptr, values, k)
+    return Support.of(counts_b, latents.index_select(0, kept), values.index_select(0, kept))
+
+
+def ways() -> dict[str, str]:
+    """How TopK is found for float32 on this machine. It decides how fast a step is, and nothing else."""
+    screen = str(screening_dtype(torch.float32)).removeprefix("torch.")
+    return {"screen": screen, "selection": "compiled" if compiled.library() else "PyTorch"}
+
+
+def make_screen(params: Parameters, dtype: torch.dtype) -> Screen:
+    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
+    bias_n = params.b_enc.to(dtype)
+    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, params.b_enc - bias_n)
+
+
+def round_rows(name: str, rows_rd: Tensor, dtype: torch.dtype) -> Rounded:
+    """Rows in another precision. They lie in memory of this thread that the next call of the same name takes over."""
+    norms = torch.linalg.vector_norm(rows_rd, dim=1)
+    if dtype == rows_rd.dtype:
+        return Rounded(rows_rd, norms, torch.zeros_like(norms))
+    rounded, losses = _buffer(name, rows_rd.shape, dtype).copy_(rows_rd), torch.empty_like(norms)
+    for start in range(0, len(rows_rd), ROWS):
+        part = rounded[start : start + ROWS]
+        lost = _buffer("lost", part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
+        torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
+    return Rounded(rounded, norms, losses)
+
+
+def error_bound(screen: Screen, x: Rounded) -> Tensor:
+    """How far, before it is rounded to the screen's precision, a score of each row may be from the exact one, [b].
+
+    With δ for what rounding took away: |x̂·ŵ − x·w| ≤ ‖δx‖ ‖ŵ‖ + ‖x‖ ‖δw‖ by Cauchy and Schwarz, the same for the bias,
+    and (d + 2) ε of the largest terms for two sums, the screen's and the exact one's (Higham, Accuracy and Stability
+    of Numerical Algorithms, 2002, §3.1). Left out are latents that neither of the two can find positive on any row.
+    """
+    loss, norm = screen.weights.losses.max(), screen.weights.norms.max()
+    products_b = (x.norms + x.losses) * (norm + loss)
+    possible_n = screen.b_enc > -MARGIN * products_b.max()
+    bias, bias_loss = ((term_n * possible_n).abs().max() for term_n in (screen.b_enc, screen.bias_losses))
+    epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
+    bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + bias_loss + epsilon * (products_b + bias))
+    return bound_b
+
+
+def _candidates(screen: Screen, x_bd: Tensor, k: int, slack_b: Tensor) -> tuple[Tensor, Tensor]:
+    W_nd = screen.weights.rows
+    n, dtype = len(W_nd), W_nd.dtype
+    # A score is rounded once when it is stored, and so is the k-th largest: by half a unit in the last place each.
+    share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
+    counts, latents = [], []
+    for rows in chunks_of_rows(x_bd, n):
+        part_bd = x_bd[rows]
+        scores_bn = _buffer("scores", (len(part_bd), n), dtype)
+        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
+        found = candidates(scores_bn, k, slack_b[rows], share)
+        counts.append(found[0])
+        latents.append(found[1])
+    return torch.cat(counts), torch.cat(latents)
+
+
+def chunks_of_rows(x_bd: Tensor, n: int) -> Iterator[slice]:
+    """Slices of the rows, each of so many that their n scores in the same precision stay in cache."""
+    rows = max(1, SCORE_BYTES // (x_bd.dtype.itemsize * n))
+    for start in range(0, len(x_bd), rows):
+        yield slice(start, start + rows)
+
+
+def _buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of this thread, contents arbitrary: fresh pages for large tensors cost as much as what is done in them."""
+    size = torch.Size(shape).numel()
+    held: Tensor | None = getattr(_scratch, f"{name}_{dtype.itemsize}", None)
+    if held is None or held.dtype != dtype or len(held) < size:
+        held = torch.empty(size, dtype=dtype)
+        setattr(_scratch, f"{name}_{dtype.itemsize}", held)
+    return held[:size].view(shape)
