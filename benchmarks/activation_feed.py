@@ -33,7 +33,7 @@ from sae_pipeline.study import AutoencoderSpec, Site, expand, load_study
 from sae_pipeline.training import Member, train
 
 STUDIES = Path(__file__).parent.parent / "studies"
-CONTEXT, GOAL = 64, 0.03
+CONTEXT, DEMO_D, GOAL = 64, 256, 0.03
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ class Case:
 def cases(quick: bool) -> list[Case]:
     """The demo's sweep, its smallest member alone, and one large autoencoder."""
     demo = load_study(STUDIES / "demo.yaml")
-    sweep = tuple(expand(demo, Site("code", 2, "resid_post"), "code.3of4.resid_post", 128).values())
+    (site,) = demo.sites
+    sweep = tuple(expand(demo, Site("code", 2, "resid_post"), site, DEMO_D).values())
     large = AutoencoderSpec(
         key="topk-n16384-k32", recipe="topk", n=16384, k=32, batch=4096, tokens=1, lr=1e-4, auxk_k=384,
         auxk_alpha=1 / 32, dead_after_tokens=10**6,
     )  # fmt: skip
     return [
-        Case("the demo's sweep", 128, 65_536, sweep, 300 if quick else 600),
-        Case("its smallest alone", 128, 65_536, sweep[:1], 800 if quick else 1600, None),
+        Case("the demo's sweep", DEMO_D, 65_536, sweep, 300 if quick else 600),
+        Case("its smallest alone", DEMO_D, 65_536, sweep[:1], 800 if quick else 1600, None),
         Case("d = 768, n = 16384", 768, 4096, (large,), 10 if quick else 20),
     ]
 
