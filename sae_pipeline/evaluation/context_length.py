@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sae_pipeline.activations import EvaluationSet, spliced_scores
 from sae_pipeline.evaluation.context_length_runs import LongContext, drawn, long_contexts, stretches
+from sae_pipeline.evaluation.errors import EvaluationError
 from sae_pipeline.evaluation.inputs import FloatArray, Metric, MetricInputs, Number, Ratio, metric_row, ratio_tables
 from sae_pipeline.evaluation.reconstruction import mean_rows
 from sae_pipeline.evaluation.tables import CURVE_COLUMNS, MetricResult, frame
@@ -28,6 +29,9 @@ VERSION = VERSIONS["eval_context_length"]
 NUMBERS: Final = {"tokens": Number(32_768, least=1), "positions": Number(1024, least=2)}
 WAYS: Final = ("", ",short")
 """Ends of the variants: in the long context, and the same tokens in short ones."""
+
+_ANOTHER_SUBJECT: Final = 0.1
+"""Difference of activations, over the largest, that no rounding explains."""
 
 _SUMS: Final = ("rows", "error", "centred", "kl")
 
@@ -113,6 +117,10 @@ class _Runner:
         first_ld = self._set.residuals(long.a, long.a + 1)[0, : len(long)]
         change = (value_cld[0, : len(first_ld)] - first_ld)[: int(self._set.length[long.a])].abs().max()
         self.difference = max(self.difference, float(change / first_ld.abs().max()))
+        if self.difference > _ANOTHER_SUBJECT:
+            raise EvaluationError(
+                "the subject's activations are not those of the evaluation set; make the set again with this subject"
+            )
         return self._clean(ids_cl, value_cld, mask_l[None], (torch.zeros_like(at_r), at_r), None)
 
     def short(self, long: LongContext) -> _Clean:

@@ -21,9 +21,6 @@ from sae_pipeline.measures.directions import Nearest, best_matching, random_dire
 
 FloatArray = NDArray[np.float64]
 
-_CENTRING: Final = ("paper", "layer_norm")
-"""Normalisers that take each token's mean out, and with it the mean of every direction."""
-
 _ROWS_AT_ONCE: Final = 8192
 
 
@@ -80,7 +77,7 @@ def compare_with_planted(autoencoder: Autoencoder, planted: Planted, *, seed: in
     if not len(planted.rows_md) or planted.rows_md.shape[1] != d:
         raise EvaluationError(f"the autoencoder reads rows of {d} values, not {tuple(planted.rows_md.shape)}")
     true_fd = planted.dictionary_fd
-    if autoencoder.normaliser.name in _CENTRING:
+    if autoencoder.normaliser.per_token:  # it takes each token's mean out, and with it that of every direction
         true_fd = true_fd - true_fd.mean(1, keepdim=True)
     W_dec = autoencoder.W_dec.cpu()
     latent_f, cosine_f = (found.numpy() for found in best_matching(true_fd, W_dec, absolute=True))

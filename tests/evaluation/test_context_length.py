@@ -16,7 +16,7 @@ from evaluation_doubles import (
 )
 
 from sae_pipeline.activations import EvaluationSet, build_evaluation_set
-from sae_pipeline.evaluation import METRICS
+from sae_pipeline.evaluation import METRICS, EvaluationError
 from sae_pipeline.evaluation.context_length_runs import drawn, long_contexts, stretches
 
 METRIC = METRICS["context_length"]
@@ -145,6 +145,16 @@ def test_a_token_at_the_head_of_every_context_stays_at_the_first_alone(subject, 
         stats[(stats["metric"] == "kl_at_positions") & (stats["variant"] == f"0-11{way}")] for way in ("", ",short")
     )
     assert long["num"].to_numpy() == pytest.approx(short["num"].to_numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_the_evaluation_set_of_another_subject_is_refused(inputs, evaluation_set):
+    class Other(EvaluationSet):
+        def residuals(self, a, b):
+            return super().residuals(a, b).flip(-1)
+
+    other = Other(evaluation_set._source)
+    with pytest.raises(EvaluationError, match="make the set again with this subject"):
+        METRIC.run(replace(inputs, evaluation_set=other))
 
 
 @pytest.mark.parametrize(("longest", "most"), [(12, 1), (23, 1), (24, 2), (47, 3), (64, 4)])

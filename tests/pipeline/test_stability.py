@@ -17,7 +17,8 @@ KEYS = ("topk-n128-k4", "topk-n128-k4-s1")
 def seeded(bench) -> Bench:
     return bench.with_settings(
         "autoencoders.grids=[{recipe: topk, n: 128, k: 4, seeds: [0, 1]}]",
-        "evaluation.metrics={reconstruction: {}, density: {}, downstream: {}, stability: {}}",
+        "evaluation.metrics={reconstruction: {}, density: {}, downstream: {}, stability: {}, antipodal: {}, "
+        "context_length: {tokens: 2000}}",
         "scaling.forms=[]",
     )
 
@@ -38,6 +39,13 @@ def test_siblings_are_compared_and_a_missing_one_is_named(seeded):
     assert both[0] == both[1]
     table = read_tables(work.artefact(f"evaluation_table/{site}"))["metrics"]
     assert np.isfinite(table[table["metric"] == "matched_cosine"]["value"]).sum() == 6
+    long = table[(table["metric"] == "kl_at_positions") & (table["autoencoder"] == KEYS[0])].set_index("variant")[
+        "value"
+    ]
+    assert long["0-63"] == pytest.approx(long["0-63,short"], rel=1e-3)
+    assert long["256-511"] > 0 and np.isnan(long["512-"])
+    twins = table[table["metric"] == "antipodal"]["value"]
+    assert len(twins) == 6 and twins.between(0, 1).all()
 
     seeded.forget("eval_stability")
     directory = work.directory(work.lineage[f"autoencoder/{site}/{KEYS[1]}"])
