@@ -65,6 +65,11 @@ def test_the_number_of_threads_changes_rounding_only(name, inputs):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if not metric.needs_subject])
+def test_what_needs_no_subject_says_the_same_without_one(name, inputs):
+    assert_close(METRICS[name].run(replace(inputs, subject=None)), METRICS[name].run(inputs), rtol=0)
+
+
 @pytest.fixture(scope="module")
 def turned_round(subject, tmp_path_factory):
     """Two evaluation sets of the same documents, in opposite orders, and the number of the last one."""

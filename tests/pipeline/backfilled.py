@@ -15,27 +15,21 @@ from typing import Any, NoReturn
 from tests.pipeline.kills import STUDY, Trial, observe, preload
 from tests.pipeline.moments import Moment
 
-KILLED_IN = "eval_progressive"
+METRICS = ("density", "progressive")
+KILLED_IN = "progressive"
 PUBLISHED_FIRST = 3
-WITHOUT_DOWNSTREAM = ("--set", "scaling.targets=[nmse]")
-
-
-def metrics() -> list[str]:
-    """Those that need neither the subject nor its probe tasks."""
-    from sae_pipeline.evaluation import METRICS
-    from sae_pipeline.study import PROBES
-
-    return [name for name, metric in METRICS.items() if not metric.needs_subject and name != PROBES]
+ASKED = (
+    "--missing", "--study", str(STUDY), "--set", "scaling.targets=[nmse]",
+    "--set", "evaluation.metrics={reconstruction: {}, density: {}, progressive: {}}",
+)  # fmt: skip
 
 
 def command(outputs: Path) -> int:
     """`sae-pipeline backfill eval_… --missing` for one metric after another; the exit status of the first to fail."""
     from sae_pipeline import cli
 
-    asked = "evaluation.metrics={" + ", ".join(f"{name}: {{}}" for name in metrics()) + "}"
-    for name in metrics():
-        given = ["--missing", "--study", str(STUDY), "--outputs", str(outputs), "--set", asked, *WITHOUT_DOWNSTREAM]
-        if status := cli.main(["backfill", f"eval_{name}", *given]):
+    for name in METRICS:
+        if status := cli.main(["backfill", f"eval_{name}", *ASKED, "--outputs", str(outputs)]):
             return status
     return 0
 
@@ -64,7 +58,7 @@ def campaign(folder: Path) -> list[dict[str, Any]]:
     preload()
     forbid_the_subject()
     trials = []
-    for moments in ([Moment(KILLED_IN, "artefact", PUBLISHED_FIRST, "after")], [], []):
+    for moments in ([Moment(f"eval_{KILLED_IN}", "pointer", PUBLISHED_FIRST, "after")], [], []):
         outcome = Trial(folder, moments, command).wait()
         trials.append(asdict(outcome) | {"state": observe(folder / "outputs")})
     return trials
