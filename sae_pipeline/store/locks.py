@@ -38,7 +38,7 @@ class FileLock:
 
     @property
     def in_place(self) -> bool:
-        """Whether the file it locks is still the one at its path; if not, others may hold the lock that is there now."""
+        """Whether the file it locks is still the one at its path; if not, others may hold the one that is there."""
         return self._fd is not None and _is_at(self._path, self._fd)
 
     def sign(self) -> None:
