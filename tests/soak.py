@@ -1,5 +1,5 @@
-"""`make soak`: kill -9 at random moments of every stage and of a bare writer, harm to all that was published, and how
-often 95 % intervals hold the truth.
+"""`make soak`: kill -9 at random moments of every stage and of a bare writer, SIGTERM and kill -9 of a bare training,
+harm to all that was published, and how often 95 % intervals hold the truth.
 
 Writes benchmarks/results/soak.json and ends with status 1 if anything failed. `python -m tests.soak [SEED]`.
 """
@@ -25,6 +25,7 @@ from tests.pipeline import kills
 from tests.pipeline.likeness import differences
 from tests.pipeline.moments import STAGE_OF, Moment
 from tests.store import harm
+from tests.training import stops
 
 RESULT = kills.CHECKOUT / "benchmarks" / "results" / "soak.json"
 CHAINS = 4
@@ -35,6 +36,8 @@ BEGINNING = {"array", "draft", "mkdir"}
 PUBLISHING = {"artefact", "champion", "copy", "end", "event", "pointer", "verdict"}
 WRITER_DEATHS = 120
 """How often a process that only writes, commits, publishes and merges is to die."""
+TRAINERS_TERMINATED, TRAINERS_KILLED = 40, 20
+"""How often a process that only trains is to be ended by SIGTERM, which it may answer, and by SIGKILL, at the least."""
 FLIPS, OTHER_HARM = 1000, 100
 """Bits flipped in published files of every kind; shards that are cut short, exchanged, missing: so many of each."""
 # Flips under the pipeline: what is made again, and the input in which a bit changed before.
@@ -62,16 +65,17 @@ def main(seed: int) -> int:
         lambda number=number: chain(folder, number, seed * 1000 + number, whole.counts) for number in range(CHAINS)
     ]
     jobs += [lambda: harm_read(folder, seed), lambda: harm.kill_writers(folder, seed, WRITER_DEATHS)]
+    jobs += [lambda: stops.strike_trainers(folder / "trainers", seed, TRAINERS_TERMINATED, TRAINERS_KILLED)]
     jobs += [lambda pair=pair: flip_run(folder, seed, *pair) for pair in MADE_FROM]
     *records, covered = side_by_side([*jobs, lambda: coverage.trials(seed)], folder)
-    chains, (read, writers), runs = records[:CHAINS], records[CHAINS : CHAINS + 2], records[CHAINS + 2 :]
-    result = summarise(seed, chains, read, writers, runs)
+    chains, (read, writers, trainers), runs = records[:CHAINS], records[CHAINS : CHAINS + 3], records[CHAINS + 3 :]
+    result = summarise(seed, chains, read, writers, trainers, runs)
     result |= {"coverage": covered, "failures": result["failures"] + len(covered["failures"])}
     result["failed"] += covered["failures"]
     result["seconds"] = round(time.monotonic() - started_s)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     shutil.rmtree(folder)
-    shown = ("deaths", "writer_deaths", "flips_read", "shards_harmed", "flips_run", "failures")
+    shown = ("deaths", "writer_deaths", "trainer_deaths", "flips_read", "shards_harmed", "flips_run", "failures")
     print(json.dumps({name: result[name] for name in shown}, indent=2))
     return 1 if result["failures"] else 0
 
@@ -250,12 +254,14 @@ def flip_run(folder: Path, seed: int, made: str, source: str) -> Record:
     }
 
 
-def summarise(seed: int, chains: list[Record], read: Record, writers: Record, runs: list[Record]) -> Record:
+def summarise(
+    seed: int, chains: list[Record], read: Record, writers: Record, trainers: Record, runs: list[Record]
+) -> Record:
     """The result: counts first, then every trial."""
     import torch
 
     deaths = [death for record in chains for death in record.get("deaths", [])]
-    failures = [line for record in (*chains, read, writers, *runs) for line in record["failures"]]
+    failures = [line for record in (*chains, read, writers, trainers, *runs) for line in record["failures"]]
     flips, *others = (read.get("tried", {}).get(name, {}) for name in harm.HARMS)
     return {
         "seed": seed,
@@ -267,6 +273,7 @@ def summarise(seed: int, chains: list[Record], read: Record, writers: Record, ru
             "by_phase": dict(Counter(death["phase"] for death in deaths)),
         },
         "writer_deaths": {"total": writers.get("deaths", 0), "by_call": writers.get("by_call", {})},
+        "trainer_deaths": trainers.get("deaths", {}),
         "flips_read": {"total": sum(flips.values()), "by_kind": flips},
         "shards_harmed": {name: sum(counts.values()) for name, counts in zip(harm.HARMS[1:], others, strict=True)},
         "flips_run": {"total": len(runs), **Counter(record.get("ended", "failed") for record in runs)},

@@ -207,12 +207,18 @@ def _code_bytes(spec: AutoencoderSpec, rows: int) -> int:
 
 
 def _memory(study: Study, facts: Facts, site: Site, specs: dict[str, AutoencoderSpec]) -> int:
-    """Peak of training: weights, two moments and EMA of every member, resident shards twice, scores of one batch."""
+    """Peak of training: the members that train at once, the working memory of one, resident shards twice, the subject.
+
+    On a CPU small members step side by side, but what each then needs is little.
+    """
+    from sae_pipeline.training.cost import groups_within, state_bytes, working_bytes
+
     d = facts.widths[site]
-    state = sum(4 * 4 * (2 * spec.n * d + spec.n + d) for spec in specs.values())
+    groups = groups_within(specs, d, study.training.memory)
+    state = max((sum(state_bytes(specs[key], d) for key in group) for group in groups), default=0)
+    working = max((working_bytes(spec, d) for spec in specs.values()), default=0)
     pool = 2 * study.dataset.resident_shards * study.activations.shard_tokens * d * 4
-    scores = max((spec.batch * spec.n * 4 for spec in specs.values()), default=0)
-    return state + pool + scores + 4 * facts.n_params
+    return state + working + pool + 4 * facts.n_params
 
 
 def measured_gemm_flops(size: int = 1024, budget_s: float = 0.2) -> float:

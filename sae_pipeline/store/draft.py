@@ -187,10 +187,10 @@ class Draft:
             )
         return self.path.joinpath(*parts)
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write or replace a file, atomically and durably."""
+    def write_bytes(self, name: str, *parts: atomic.Bytes) -> None:
+        """Write or replace a file, of one part or of several, atomically and durably."""
         self._must_be_alone()
-        self._replace(name, data)
+        self._replace(name, *parts)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write or replace a JSON file (see `write_json_atomic` for what becomes of numpy values and NaN)."""
@@ -257,15 +257,19 @@ class Draft:
     def _must_hold(self) -> None:
         if not self._lock.held:
             raise PipelineError(f"{self.path}: this draft is closed; open it again to write")
+        if not self._lock.in_place:
+            raise PipelineError(
+                f"{self.path}: this draft was moved away while in work; what it holds by now is another's"
+            )
 
     def _must_be_alone(self) -> None:
         self._must_hold()
         if self._shared:
             raise PipelineError(f"{self.path}: others may be at work on this draft; open it alone to change it")
 
-    def _replace(self, name: str, data: bytes) -> None:
+    def _replace(self, name: str, *parts: atomic.Bytes) -> None:
         atomic.make_dir(self.file(name).parent)
-        atomic.replace(self.file(name), data)
+        atomic.replace(self.file(name), *parts)
 
     def _locked(self, name: str, *, wait: bool) -> FileLock:
         path = self.path / _CLAIMS / name

@@ -36,6 +36,11 @@ class FileLock:
         """Whether this object still holds the lock."""
         return self._fd is not None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the file it locks is still the one at its path; if not, others may hold the one that is there."""
+        return self._fd is not None and _is_at(self._path, self._fd)
+
     def sign(self) -> None:
         """Write this process's id into the file; a shared lock bears the id of the last that signed."""
         if self._fd is not None:

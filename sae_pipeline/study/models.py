@@ -23,7 +23,7 @@ from sae_pipeline.study.parts import (
     Seed,
     Seeds,
 )
-from sae_pipeline.study.training import Stop, TrainingConfig
+from sae_pipeline.study.training import Stop, Switch, TrainingConfig
 
 
 class SubjectShape(Part):
@@ -150,7 +150,7 @@ class AutoencoderDefaults(Part):
     dead_after_tokens: Count | None = None
     resample: Ratios | None = None
     stop: Stop | None = None
-    keep_before_decay: Literal[True] | None = None
+    keep_before_decay: Switch = None
     l1_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     seeds: Seeds = (0,)
 

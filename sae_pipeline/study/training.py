@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from sae_pipeline.study.parts import EXECUTION_ONLY, Bytes, Counts, Part, Ratio, Seconds
+from sae_pipeline.study.parts import EXECUTION_ONLY, Bytes, Part, Ratio, Seconds
+from sae_pipeline.study.quantities import parse_count
 
 
 class Stop(Part):
@@ -32,8 +33,23 @@ class StopRule(Part):
         return self
 
 
-Halvings = Annotated[int, Field(ge=1, le=40)]
-_LOG2: Halvings = 8
+_LOG2, _MOST_HALVINGS = 8, 40
+
+
+def _milestones(value: object) -> object:
+    """Halvings of the budget as a number, token counts as a tuple."""
+    if value == "log2":
+        return _LOG2
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_HALVINGS:
+        return value
+    if isinstance(value, list | tuple) and value:
+        return tuple(parse_count(item) for item in value)
+    raise ValueError(f"{value!r}: write log2, a number of halvings from 1 to {_MOST_HALVINGS}, or a list of tokens")
+
+
+Milestones = Annotated[int | tuple[int, ...], BeforeValidator(_milestones)]
+Switch = Annotated[Literal[True] | None, BeforeValidator(lambda value: None if value is False else value)]
+"""On or not set: what is switched off is in no identity."""
 
 
 class TrainingConfig(Part):
@@ -45,7 +61,7 @@ class TrainingConfig(Part):
 
     checkpoint_every: Seconds = Field(default=60.0, json_schema_extra=EXECUTION_ONLY)
     memory: Bytes | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
-    milestones: Literal["log2"] | Halvings | Counts | None = None
+    milestones: Milestones | None = None
     stop_if: StopRule | None = Field(default=None, json_schema_extra=EXECUTION_ONLY)
     log: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), json_schema_extra=EXECUTION_ONLY)
 
@@ -55,5 +71,5 @@ class TrainingConfig(Part):
             return None
         asked, end = self.milestones, tokens // batch * batch
         if not isinstance(asked, tuple):
-            asked = tuple(tokens >> i for i in range(1, (_LOG2 if asked == "log2" else asked) + 1))
+            asked = tuple(tokens >> i for i in range(1, asked + 1))
         return tuple(sorted({whole for count in asked if 0 < (whole := count // batch * batch) < end}))

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from sae_pipeline.autoencoders import recipe_of
 from sae_pipeline.study import AutoencoderSpec
 
+_SCORE_BYTES = 8 << 20  # a sparse step makes its scores in chunks of about this size
+
 
 def flops_per_token(spec: AutoencoderSpec, d: int) -> float:
     """FLOPs of training on one row of width d (Gao et al. 2024, and `docs/training.md`): 2nd + 8dk where the step is
     sparse (scores of all latents; decoding, code gradient and both weight gradients at k of them), 12nd where it is
     dense. Optimiser, running average and AuxK are not counted: they are overhead by this measure."""
-    if spec.k is not None and recipe_of(spec.recipe).activation is not None:
-        return 2.0 * spec.n * d + 8.0 * d * spec.k
+    if _is_sparse(spec):
+        return 2.0 * spec.n * d + 8.0 * d * (spec.k or 0)
     return 12.0 * spec.n * d
 
 
@@ -21,7 +23,28 @@ def state_bytes(spec: AutoencoderSpec, d: int) -> int:
     """What a member in training holds between steps: fp32 weights, two moments and, where there is one, the running
     average of the weights; for each latent the tokens since it fired."""
     copies = 3 + (spec.ema is not None)
-    return copies * 4 * (2 * spec.n * d + spec.n + d) + 8 * spec.n
+    return copies * _weight_bytes(spec, d) + 8 * spec.n
+
+
+def working_bytes(spec: AutoencoderSpec, d: int) -> int:
+    """What a member takes besides, at most, for a moment: in a step, or to average and write its weights at the end.
+
+    The factors are fits to measured peaks on a CPU (docs/training.md).
+    """
+    rows, scores = 8 * 4 * spec.batch * d, 4 * spec.batch * spec.n
+    if _is_sparse(spec):
+        step = rows + min(scores, _SCORE_BYTES) + 64 * spec.batch * (spec.k or 0)
+    else:
+        step = rows + 2 * _weight_bytes(spec, d) + round(4.5 * scores)
+    return max(step, round(3.25 * _weight_bytes(spec, d)))
+
+
+def _is_sparse(spec: AutoencoderSpec) -> bool:
+    return spec.k is not None and recipe_of(spec.recipe).activation is not None
+
+
+def _weight_bytes(spec: AutoencoderSpec, d: int) -> int:
+    return 4 * (2 * spec.n * d + spec.n + d)
 
 
 def groups_within(specs: Mapping[str, AutoencoderSpec], d: int, memory_bytes: int | None) -> Iterator[list[str]]:

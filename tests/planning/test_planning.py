@@ -12,6 +12,7 @@ from sae_pipeline.planning.staleness import differences
 from sae_pipeline.planning.support import refuse_unsupported, unsupported
 from sae_pipeline.store import PipelineError
 from sae_pipeline.study import Site, load_study
+from sae_pipeline.training.cost import state_bytes
 
 CHECKOUT = Path(__file__).parents[2]
 SITE = Site("code", 2, "resid_post")
@@ -166,3 +167,11 @@ def test_a_time_for_retraining_is_supported():
 @pytest.mark.parametrize("name", ["demo", "smoke", "gpt2-small"])
 def test_shipped_studies_ask_for_nothing_more(name):
     assert list(unsupported(study_of(name))) == []
+
+
+def test_a_memory_budget_lowers_the_peak_of_a_plan_and_stales_nothing(facts):
+    plain, bound = study_of("demo"), study_of("demo", "training.memory=1MB")
+    peaks = [make_plan(study, facts, flops_per_s=1.0).memory_bytes for study in (plain, bound)]
+    states = [state_bytes(spec, 128) for spec in Lineage(plain, facts).specs_at(str(SITE)).values()]
+    assert peaks[0] - peaks[1] == sum(states) - max(states) > 0
+    assert stale_assets(Lineage(plain, facts), Lineage(bound, facts)) == set()

@@ -223,6 +223,10 @@ EXTENDABLE = (
 def test_a_state_can_be_kept_for_longer_budgets():
     (spec,) = expand(load_study(DEMO, EXTENDABLE), SITE, SITE_TEXT, 128).values()
     assert spec.determining()["keep_before_decay"] is True
+    (off,) = expand(
+        load_study(DEMO, [*EXTENDABLE, "autoencoders.defaults.keep_before_decay=false"]), SITE, SITE_TEXT, 128
+    ).values()
+    assert "keep_before_decay" not in off.determining()
 
 
 @pytest.mark.parametrize(
@@ -237,3 +241,9 @@ def test_a_state_can_be_kept_for_longer_budgets():
 def test_no_state_is_kept_where_the_way_to_it_depends_on_the_budget(override):
     with pytest.raises(PipelineError, match="keep_before_decay promises"):
         expand(load_study(DEMO, [*EXTENDABLE, override]), SITE, SITE_TEXT, 128)
+
+
+@pytest.mark.parametrize("asked", ["lots", "0", "[]", "true", "41"])
+def test_milestones_that_say_nothing_are_refused(asked):
+    with pytest.raises(StudyError, match="write log2, a number of halvings from 1 to 40, or a list of tokens"):
+        load_study(DEMO, [f"training.milestones={asked}"])

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_doubles import make_spec
 
 from sae_pipeline.kernels import Losses
@@ -72,7 +73,11 @@ def test_log_rows_are_means_since_the_row_before_and_time_the_stretch():
 
 def test_checkpoint_round_trip_and_refusals(member):
     draft = member().draft
-    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "sum": torch.zeros((), dtype=torch.float64),
+        "half": torch.tensor([1.5], dtype=torch.bfloat16), "turned": torch.arange(6.0).view(2, 3).T,
+        "none": torch.zeros(0),
+    }  # fmt: skip
     checkpoint.write(draft, tensors, {"step": 3, "x": 0.1})
     found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     assert checkpoint.read(draft, found) == {"step": 3, "x": 0.1}
@@ -80,8 +85,9 @@ def test_checkpoint_round_trip_and_refusals(member):
     with pytest.raises(PipelineError, match="other tensors"):
         checkpoint.read(draft, {"a": found["a"]})
     with pytest.raises(PipelineError, match="another shape or type"):
-        checkpoint.read(draft, {"a": torch.zeros(3, 2), "b": found["b"]})
+        checkpoint.read(draft, found | {"a": torch.zeros(3, 2)})
     path = draft.path / checkpoint.NAME
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in load_file(path).items())
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PipelineError, match="delete it to start over"):
         checkpoint.read(draft, found)
