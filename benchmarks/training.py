@@ -13,8 +13,9 @@ its trainer was built, when it had imported everything and read the rows. Ours k
 as no peer does.
 
 Quality: held-out NMSE along the way, in turns again; the target is the lowest that any peer's recipe has after
-`--tokens` at its defaults, and the time to it is that of training alone, at the first look that finds it. A
-recipe whose rate falls to 0 is told its whole budget. All recipes start from `--seeds`, which the rows do not share.
+`--tokens` at its defaults, and the time to it is that of training alone, at the first look that finds it. A recipe
+whose rate falls to 0 is told its whole budget. Weights start from `--seeds`, which the rows do not share; the NMSE
+before the first step shows that none knows them.
 
 Prints tables in Markdown and writes results/training.json; with `--quick` (the first form, one thread, few steps) it
 only prints.
@@ -128,7 +129,7 @@ def measure_speed(form: Form, threads: int, given: argparse.Namespace, pythons: 
             for worker in workers.values():
                 worker.close()
     about = {**vars(form), "threads": threads, "load_before": load_before}
-    return about | {"ways": {name: record(found[name], form.batch) for name in workers}}
+    return about | {"ways": {name: worker.hello | record(found[name], form.batch) for name, worker in workers.items()}}
 
 
 def record(answers: list[dict[str, float]], batch: int) -> dict[str, Any]:
