@@ -57,14 +57,20 @@ QUALITY_FORM = Form(256, 4096, 32, batch=1024)
 
 
 def quality_ways(tokens: int) -> dict[str, Way]:
-    """Ours, where peers have so many tokens: the paper's law for as many, and a fast recipe for 55 % of them.
+    """Ours, where peers have so many tokens: the paper's law for as many, and a fast recipe for 40 % of them.
 
-    The fast one is the same Adam at forty times the law's rate: a short warm-up, a linear decay to 0 over all of the
-    run, and half the batch.
+    The fast one is made of ordinary fields: Adam at forty times the law's rate with little momentum, after a short
+    warm-up a linear decay to 0 over all of the run, and half the batch. Rate, momentum and batch were chosen on rows
+    of this kind; with the usual momentum of 0.9 it takes half as many tokens again, and with none it diverges.
     """
-    steps = round(0.55 * tokens / 512)
-    spec = {"lr": 40 * 2e-4 * (QUALITY_FORM.n / 2**14) ** -0.5, "warmup_steps": steps // 10, "decay_last": 1.0}
+    steps = round(0.4 * tokens / 512)
+    fast = {
+        "lr": 40 * 2e-4 * (QUALITY_FORM.n / 2**14) ** -0.5,
+        "adam_betas": (0.5, 0.99),
+        "warmup_steps": steps // 10,
+        "decay_last": 1.0,
+    }
     return {
         "ours, the paper's law": Way("ours"),
-        "ours, fast": Way("ours", options={"spec": spec}, task={"batch": 512, "steps": steps}),
+        "ours, fast": Way("ours", options={"spec": fast}, task={"batch": 512, "steps": steps}),
     }
