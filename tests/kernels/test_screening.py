@@ -57,7 +57,7 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound(dtype):
     excess = ((scores - exact).abs() - stored).amax(1) / bound_b
     assert float(excess.max()) <= 1.0
     assert float(excess.max()) > 0.01, "a bound as loose as this would let everything through"
-    counts_b, _ = screening._candidates(screen, rounded.rows, 16, (2 * bound_b).float())
+    counts_b, _ = screening.screened(params, x, 16, dtype)
     assert 16 <= float(counts_b.double().mean()) < (80 if dtype == BF16 else 17)
 
 
@@ -82,6 +82,17 @@ def test_training_gives_the_same_bits_whatever_the_screen_and_its_chunks(monkeyp
         ended.append(state.tensors())
     for other in ended[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in ended[0].items())
+
+
+def test_a_bound_too_loose_to_be_of_use_gives_way_to_float32(monkeypatch):
+    params, x = uneven(b=200)
+    params.W_enc[9] *= 300.0
+    supports = []
+    for dtype in (BF16, FP32):
+        screened_in(monkeypatch, dtype)
+        supports.append(screening.topk_support(params, x, 16))
+        assert (screening.screened(params, x, 16, dtype) is None) == (dtype == BF16)
+    assert all(torch.equal(a, b) for a, b in zip(*supports, strict=True))
 
 
 def test_a_latent_that_can_never_fire_does_not_loosen_the_bound():
