@@ -4,8 +4,9 @@ Everything takes its turn in one process on the same batches, and what counts ar
 step to the dense one, and to a step that would consist of nothing but its one dense product, in bfloat16 and in
 float32. Each size runs on one thread, timed by the processor, which on a quiet machine is the clock; the large ones
 also on all threads, timed by the clock. Beside the rates: what one latent in a hundred being dead costs, and how many
-entries of the support the screen alone would have got wrong. Run `python benchmarks/training_step.py [--quick] [--turns N]`; prints
-a table, writes results/training_step.json.
+entries of the support the screen alone would have got wrong.
+
+Run `python benchmarks/training_step.py [--quick] [--turns N]`; prints a table, writes results/training_step.json.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="how often everything takes its turn")
     options = parser.parse_args()
     quick = options.quick
-    every = torch.get_num_threads() if quick else os.cpu_count() or 1
+    every = os.cpu_count() or 1
     cases = [(Size(*size), 1) for size in (QUICK if quick else [*DEMO, *LARGE])]
     if every > 1 and not quick:
         cases += [(Size(*size), every) for size in LARGE]
