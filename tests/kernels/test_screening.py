@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_doubles import make_batch, make_optimiser, make_state, topk_objective
 
-from sae_pipeline.kernels import Parameters, compiled, precision, screening, train_step
+from sae_pipeline.kernels import Parameters, compiled, precision, screening, train_step, ways
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -126,6 +126,14 @@ def test_the_screen_is_bfloat16_only_for_float32_and_only_where_the_cpu_has_it(m
         monkeypatch.setattr(precision, "has_bfloat16_products", lambda able=able: able)
         assert precision.screening_dtype(torch.float64) == torch.float64
         assert precision.screening_dtype(FP32) == (BF16 if able else FP32)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_what_was_chosen_is_named(able, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda: able)
+    monkeypatch.setattr(compiled, "library", lambda: object() if able else None)
+    expected = ("bfloat16", "compiled") if able else ("float32", "PyTorch")
+    assert ways() == dict(zip(("screen", "selection"), expected, strict=True))
 
 
 def test_a_cpu_without_the_instructions_is_told_apart(monkeypatch):
