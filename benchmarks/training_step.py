@@ -4,8 +4,9 @@ Everything takes its turn in one process on the same batches, and what counts ar
 step to the dense one, and to a step that would consist of nothing but its one dense product, in bfloat16 and in
 float32. Each size runs on one thread, timed by the processor, which on a quiet machine is the clock; the large ones
 also on all threads, timed by the clock. Beside the rates: what one latent in a hundred being dead costs, and how many
-entries of the support the screen alone would have got wrong. Run `python benchmarks/training_step.py [--quick]`; prints
-a table, writes results/training_step.json.
+entries of the support the screen alone would have got wrong.
+
+Run `python benchmarks/training_step.py [--quick] [--turns N]`; prints a table, writes results/training_step.json.
 """
 
 from __future__ import annotations
@@ -149,14 +150,14 @@ def rates(size: Size, threads: int, turns: int) -> tuple[dict[str, list[float]],
 def agreement(size: Size, params: Parameters, xc_bd: torch.Tensor) -> dict[str, float]:
     """Shares of the entries of float32's support that the step chooses, and that the screen alone would; candidates."""
     support = screening.topk_support(params, xc_bd, size.k)
-    assert support is not None
-    screen, x = screening.make_screen(params, dtype := torch.bfloat16), screening.round_rows("rows", xc_bd, dtype)
-    counts_b, _ = screening._candidates(screen, x.rows, size.k, 2 * screening.error_bound(screen, x))
+    found = screening.screened(params, xc_bd, size.k, torch.bfloat16)
+    assert support is not None and found is not None
+    W_nd, b_n, x_bd = (tensor.bfloat16() for tensor in (params.W_enc, params.b_enc, xc_bd))
     kept = alone = total = 0
     for row in range(0, len(xc_bd), 256):
         best = linear(xc_bd[row : row + 256], params.W_enc, params.b_enc).topk(size.k, dim=1)
         expected = torch.zeros(len(best.values), size.n, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
-        rough = linear(x.rows[row : row + 256], screen.weights.rows, screen.b_enc).topk(size.k, dim=1).indices
+        rough = linear(x_bd[row : row + 256], W_nd, b_n).topk(size.k, dim=1).indices
         pairs = slice(int(support.indptr[row]), int(support.indptr[row + len(expected)]))
         kept += int(expected[support.tokens[pairs] - row, support.latents[pairs]].sum())
         alone += int(expected.gather(1, rough).sum())
@@ -164,7 +165,7 @@ def agreement(size: Size, params: Parameters, xc_bd: torch.Tensor) -> dict[str, 
     return {
         "kept": kept / total,
         "bfloat16_alone": alone / total,
-        "candidates_per_k": float(counts_b.double().mean()) / size.k,
+        "candidates_per_k": float(found[0].double().mean()) / size.k,
     }
 
 
@@ -209,8 +210,10 @@ def main() -> None:
     """Measure every case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two small cases, two turns; nothing is written")
-    quick = parser.parse_args().quick
-    every = torch.get_num_threads() if quick else os.cpu_count() or 1
+    parser.add_argument("--turns", type=int, default=5, help="how often everything takes its turn")
+    options = parser.parse_args()
+    quick = options.quick
+    every = os.cpu_count() or 1
     cases = [(Size(*size), 1) for size in (QUICK if quick else [*DEMO, *LARGE])]
     if every > 1 and not quick:
         cases += [(Size(*size), every) for size in LARGE]
@@ -221,7 +224,7 @@ def main() -> None:
     with fast_float32_matmul() as precision, torch.no_grad():
         for size, threads in cases:
             torch.set_num_threads(threads)
-            results.append(summary(size, threads, *rates(size, threads, 2 if quick else 5)))
+            results.append(summary(size, threads, *rates(size, threads, 2 if quick else options.turns)))
             print(line(results[-1]), flush=True)
     machine = {
         "processor": platform.processor() or platform.machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 VERSION = 1  # of the functions in `_selection.c`: raised there and here whenever one changes
+PARALLEL = 1 << 20  # scores: fewer take less time than handing them to other threads
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats order as these integers do
 
 
@@ -40,7 +42,21 @@ def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """`selection.candidates` for bfloat16 and float32."""
+    """`selection.candidates` for bfloat16 and float32, on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1 or scores_bn.numel() < PARALLEL:
+        return _candidates(found, scores_bn, k, slack_b, share)
+    parts = zip(scores_bn.chunk(threads), slack_b.chunk(threads), strict=True)
+    counts, latents = zip(*_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts), strict=True)
+    return torch.cat(counts), torch.cat(latents)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="select")
+
+
+def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
     b, n = scores_bn.shape
     function = found.candidates_bfloat16 if scores_bn.dtype == torch.bfloat16 else found.candidates_float32
     counts_b = torch.empty(b, dtype=torch.int64)

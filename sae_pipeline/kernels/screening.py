@@ -23,6 +23,7 @@ from sae_pipeline.kernels.state import Parameters
 SCORE_BYTES = 8 << 20  # scores held at a time: about what stays in cache
 ROWS = 256  # of a matrix whose rounding is measured at a time: what stays in cache
 MARGIN = 1.01  # for the rounding of the bound itself
+LOOSE, LOOSE_AT_LEAST = 4, 32  # a screen that lets through more than LOOSE * k + LOOSE_AT_LEAST a row is of no use
 
 _scratch = threading.local()
 
@@ -48,16 +49,43 @@ def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
 
     At most k pairs a row, latents ascending. None where no bound holds because rows or parameters are not finite.
     """
-    dtype = screening_dtype(xc_bd.dtype)
+    own = xc_bd.dtype
+    for dtype in dict.fromkeys((screening_dtype(own), own)):
+        found = screened(params, xc_bd, k, dtype)
+        if found is not None:
+            counts_b, latents = found
+            indptr = starts(counts_b)
+            values = sampled_product(indptr, latents, xc_bd, params.W_enc).add_(params.b_enc.index_select(0, latents))
+            counts_b, kept = largest(indptr, values, k)
+            return Support.of(counts_b, latents.index_select(0, kept), values.index_select(0, kept))
+    return None
+
+
+def screened(params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """What could be among the k largest of each row, as `candidates` gives it, by scores in `dtype`.
+
+    None if no bound holds, or if the bound of a precision below the rows' own is too loose to be of use: one latent
+    whose weights dwarf the others' is enough for that.
+    """
     screen, x = make_screen(params, dtype), round_rows("rows", xc_bd, dtype)
     slack_b = 2 * error_bound(screen, x)
     if not bool(slack_b.isfinite().all()):
         return None
-    counts_b, latents = _candidates(screen, x.rows, k, slack_b)
-    indptr = starts(counts_b)
-    values = sampled_product(indptr, latents, xc_bd, params.W_enc).add_(params.b_enc.index_select(0, latents))
-    counts_b, kept = largest(indptr, values, k)
-    return Support.of(counts_b, latents.index_select(0, kept), values.index_select(0, kept))
+    W_nd = screen.weights.rows
+    most = len(W_nd) if dtype == xc_bd.dtype else LOOSE * k + LOOSE_AT_LEAST
+    # A score is rounded once when it is stored, and so is the k-th largest: by half a unit in the last place each.
+    share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
+    counts, latents = [], []
+    for rows in chunks_of_rows(x.rows, len(W_nd)):
+        part_bd = x.rows[rows]
+        scores_bn = _buffer("scores", (len(part_bd), len(W_nd)), dtype)
+        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
+        found = candidates(scores_bn, k, slack_b[rows], share)
+        if len(found[1]) > most * len(part_bd):
+            return None
+        counts.append(found[0])
+        latents.append(found[1])
+    return torch.cat(counts), torch.cat(latents)
 
 
 def ways() -> dict[str, str]:
@@ -99,22 +127,6 @@ def error_bound(screen: Screen, x: Rounded) -> Tensor:
     epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
     bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + bias_loss + epsilon * (products_b + bias))
     return bound_b
-
-
-def _candidates(screen: Screen, x_bd: Tensor, k: int, slack_b: Tensor) -> tuple[Tensor, Tensor]:
-    W_nd = screen.weights.rows
-    n, dtype = len(W_nd), W_nd.dtype
-    # A score is rounded once when it is stored, and so is the k-th largest: by half a unit in the last place each.
-    share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
-    counts, latents = [], []
-    for rows in chunks_of_rows(x_bd, n):
-        part_bd = x_bd[rows]
-        scores_bn = _buffer("scores", (len(part_bd), n), dtype)
-        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
-        found = candidates(scores_bn, k, slack_b[rows], share)
-        counts.append(found[0])
-        latents.append(found[1])
-    return torch.cat(counts), torch.cat(latents)
 
 
 def chunks_of_rows(x_bd: Tensor, n: int) -> Iterator[slice]:

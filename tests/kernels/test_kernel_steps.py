@@ -126,3 +126,15 @@ def test_grouping_pairs_by_latent_is_a_stable_sort_for_small_and_large_n():
         order, offsets = group_by_latent(latents, n)
         assert torch.equal(order, torch.sort(latents, stable=True).indices)
         assert torch.equal(offsets.diff(), torch.bincount(latents, minlength=n)) and int(offsets[0]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_on_which_nothing_fires_still_makes_the_references_step(dtype):
+    plain, fast = make_state(dtype, silent=N, shift=100.0), make_state(dtype, silent=N, shift=100.0)
+    x = make_batch(0, dtype)
+    with torch.no_grad():
+        for step, state in ((reference.step, plain), (cpu.step, fast)):
+            losses = step(state, x, topk_objective(dead_after_tokens=10**9), make_optimiser(), lr=1e-2, l1=0.0)
+            assert float(losses.l0) == 0.0
+    for name, tensor in fast.tensors().items():
+        torch.testing.assert_close(tensor, plain.tensors()[name], rtol=1e-5, atol=1e-5, msg=name)

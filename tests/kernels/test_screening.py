@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_doubles import make_batch, make_optimiser, make_state, topk_objective
 
-from sae_pipeline.kernels import Parameters, compiled, precision, screening, train_step
+from sae_pipeline.kernels import Parameters, compiled, precision, screening, train_step, ways
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -57,7 +57,7 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound(dtype):
     excess = ((scores - exact).abs() - stored).amax(1) / bound_b
     assert float(excess.max()) <= 1.0
     assert float(excess.max()) > 0.01, "a bound as loose as this would let everything through"
-    counts_b, _ = screening._candidates(screen, rounded.rows, 16, (2 * bound_b).float())
+    counts_b, _ = screening.screened(params, x, 16, dtype)
     assert 16 <= float(counts_b.double().mean()) < (80 if dtype == BF16 else 17)
 
 
@@ -82,6 +82,17 @@ def test_training_gives_the_same_bits_whatever_the_screen_and_its_chunks(monkeyp
         ended.append(state.tensors())
     for other in ended[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in ended[0].items())
+
+
+def test_a_bound_too_loose_to_be_of_use_gives_way_to_float32(monkeypatch):
+    params, x = uneven(b=200)
+    params.W_enc[9] *= 300.0
+    supports = []
+    for dtype in (BF16, FP32):
+        screened_in(monkeypatch, dtype)
+        supports.append(screening.topk_support(params, x, 16))
+        assert (screening.screened(params, x, 16, dtype) is None) == (dtype == BF16)
+    assert all(torch.equal(a, b) for a, b in zip(*supports, strict=True))
 
 
 def test_a_latent_that_can_never_fire_does_not_loosen_the_bound():
@@ -115,6 +126,14 @@ def test_the_screen_is_bfloat16_only_for_float32_and_only_where_the_cpu_has_it(m
         monkeypatch.setattr(precision, "has_bfloat16_products", lambda able=able: able)
         assert precision.screening_dtype(torch.float64) == torch.float64
         assert precision.screening_dtype(FP32) == (BF16 if able else FP32)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_what_was_chosen_is_named(able, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda: able)
+    monkeypatch.setattr(compiled, "library", lambda: object() if able else None)
+    expected = ("bfloat16", "compiled") if able else ("float32", "PyTorch")
+    assert ways() == dict(zip(("screen", "selection"), expected, strict=True))
 
 
 def test_a_cpu_without_the_instructions_is_told_apart(monkeypatch):
