@@ -146,8 +146,8 @@ def _beside(metrics: pd.DataFrame, controls: Mapping[str, Tables], metric: str |
         part[list(columns)].rename(columns={**columns, "control_value": name})
         for name, part in zip(controls, parts, strict=True)
     ]
-    alone = found[found["difference"].isna()].groupby(["control", "reason"], sort=False).size()
-    rest = [f"{name}: {count} without a counterpart; {reason}" for (name, reason), count in alone.items()]
+    alone = found[found["difference"].isna()].groupby(["control", "reason"], sort=False).size().reset_index(name="n")
+    rest = [f"{name}: {n} without a counterpart; {reason}" for name, reason, n in alone.itertuples(index=False)]
     return "\n".join([_text(pd.concat([first, *against], axis="columns")[both]), *(["", *rest] if rest else [])])
 
 
