@@ -45,5 +45,6 @@ def audit_frame(draft: Draft, held_out_xd: Tensor) -> pd.DataFrame:
 
 def _expected_tokens(draft: Draft, autoencoder: Autoencoder) -> int:
     spec = AutoencoderSpec.model_validate(autoencoder.provenance["spec"])
-    rows = pd.read_parquet(draft.file(LOG)).to_dict("records")
+    log = pd.read_parquet(draft.file(LOG)).to_dict("records")
+    rows = ({str(name): value for name, value in row.items()} for row in log)
     return Ending(spec, rows=rows).steps * spec.batch

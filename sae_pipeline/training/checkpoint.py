@@ -36,7 +36,7 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def check(path: Path) -> None:

@@ -142,9 +142,10 @@ class _Session:
         self._tell(group)
 
     def _tell(self, group: Sequence[Run]) -> None:
-        for key, run in self.runs.items() if self.on_row is not None else ():
-            for row in run.log.rows[self.told[key] :]:
-                self.on_row(key, row)
+        for key, run in self.runs.items():
+            if self.on_row is not None:
+                for row in run.log.rows[self.told[key] :]:
+                    self.on_row(key, row)
             self.told[key] = len(run.log.rows)
         ended = sum(outcome.tokens for outcome in self.outcomes.values())
         done = ended + sum(run.tokens for run in self.runs.values())
