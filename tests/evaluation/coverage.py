@@ -156,7 +156,7 @@ def trials(seed: int) -> Record:
         "data_sets": DATA_SETS,
         "resamples": RESAMPLES,
         "bound": bound(DATA_SETS),
-        "cells": [{**asdict(cell), "judged": cell not in SHOWN, **shares} for cell, shares in found.items()],
+        "cells": [{**asdict(cell), "judged": cell not in SHOWN, "held": shares} for cell, shares in found.items()],
         "seconds": round(time.monotonic() - started_s),
         "failures": [line for cell in (*EXACT, *ENOUGH) for line in misses(cell, found[cell], DATA_SETS)],
     }

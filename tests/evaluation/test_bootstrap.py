@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +41,15 @@ def test_documents_cover_where_tokens_do_not():
     found |= coverage.measure(cell, 60, 100, 0, ["tokens"])
     assert coverage.misses(cell, found, data_sets) == []
     assert found["tokens"] < 0.7
+
+
+def test_the_whole_count_was_measured_and_held():
+    record = json.loads(coverage.RESULT.read_text(encoding="utf-8"))["coverage"]
+    assert (record["data_sets"], record["failures"]) == (coverage.DATA_SETS, [])
+    cells = {coverage.Cell(cell["documents"], cell["skewed"]): cell["held"] for cell in record["cells"]}
+    assert set(cells) == {*coverage.EXACT, *coverage.ENOUGH, *coverage.SHOWN}
+    assert all(coverage.misses(cell, cells[cell], coverage.DATA_SETS) == [] for cell in coverage.EXACT)
+    assert cells[coverage.WITH_TOKENS]["tokens"] < 0.5
 
 
 def test_a_few_documents_have_intervals_that_are_wide_enough():
