@@ -45,7 +45,8 @@ def candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, s
     """`selection.candidates` for bfloat16 and float32, on as many threads as PyTorch uses."""
     threads = torch.get_num_threads()
     if threads == 1 or scores_bn.numel() < PARALLEL:
-        return _candidates(found, scores_bn, k, slack_b, share)
+        counts_b, latents = _candidates(found, scores_bn, k, slack_b, share)
+        return counts_b, latents.clone()
     parts = zip(scores_bn.chunk(threads), slack_b.chunk(threads), strict=True)
     counts, latents = zip(*_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts), strict=True)
     return torch.cat(counts), torch.cat(latents)
@@ -66,7 +67,7 @@ def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, 
         scores_bn.data_ptr(), b, n, k, slack_b.data_ptr(), share,
         counts_b.data_ptr(), latents.data_ptr(), kept.data_ptr(),
     )  # fmt: skip
-    return counts_b, latents[:total].clone()
+    return counts_b, latents[:total]
 
 
 def largest(found: ctypes.CDLL, indptr: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:

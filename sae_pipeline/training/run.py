@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_pipeline.autoencoders import Autoencoder, config_of, initialise, recipe_of, settings_of
-from sae_pipeline.kernels import Optimiser, Parameters, TrainState, train_step
+from sae_pipeline.kernels import Optimiser, Parameters, TrainState, train_step, ways
 from sae_pipeline.study import StopRule
 from sae_pipeline.training import checkpoint, milestones
 from sae_pipeline.training.cost import flops_per_token
@@ -186,6 +186,7 @@ class Run:
             "torch": torch.__version__,
             "threads": self.threads,
             "matmul_precision": torch.get_float32_matmul_precision(),
+            **ways(),
         }
         config = config_of(self.spec, self.normaliser.d)
         return Autoencoder(config, self.recipe.fold(parameters), self.normaliser, provenance)
