@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -48,13 +49,16 @@ def candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, s
         counts_b, latents = _candidates(found, scores_bn, k, slack_b, share)
         return counts_b, latents.clone()
     parts = zip(scores_bn.chunk(threads), slack_b.chunk(threads), strict=True)
-    counts, latents = zip(*_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts), strict=True)
-    return torch.cat(counts), torch.cat(latents)
+    done = list(_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts))
+    return torch.cat([counts_b for counts_b, _ in done]), torch.cat([latents for _, latents in done])
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="select")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
