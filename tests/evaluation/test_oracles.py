@@ -43,15 +43,12 @@ def assert_close(found, expected, rtol):
 
 
 @every_metric
-def test_company_and_its_order_change_nothing(name, inputs, evaluation_set, subject, tmp_path):
+def test_company_changes_nothing(name, inputs, evaluation_set, subject, tmp_path):
     other = make_inputs(
         autoencoder("relu", n=24, k=None, seed=5), evaluation_set, tmp_path / "codes", subject=subject,
         sae_id="b" * 64, autoencoder_key="relu",
     )  # fmt: skip
-    together, turned = METRICS[name].run_many([other, inputs]), METRICS[name].run_many([inputs, other])
-    for one, same in zip(together, turned[::-1], strict=True):
-        assert_close(one, same, rtol=0)
-    assert_close(together[1], METRICS[name].run(inputs), rtol=0)
+    assert_close(METRICS[name].run_many([other, inputs])[1], METRICS[name].run(inputs), rtol=0)
 
 
 @every_metric
