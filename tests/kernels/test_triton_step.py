@@ -1,0 +1,72 @@
+"""The whole GPU step through its Triton kernels, interpreted, against dense autograd."""
+
+import pytest
+import torch
+from kernel_doubles import make_batch, make_optimiser, make_state, topk_objective
+from triton_doubles import INTERPRETED, close, selection, updating
+
+from sae_pipeline.kernels import cuda, reference
+
+CASES = {  # awkward on purpose: no size is a power of two or a multiple of a tile
+    "selection among the dead": (dict(b=37, n=150, d=13), topk_objective(dead_after_tokens=37), {"silent": 60}, {}),
+    "all slots for the dead": (dict(b=37, n=50, d=13), topk_objective(auxk_k=40, dead_after_tokens=37), {"silent": 20}, {}),
+    "clipped, k = 1": (dict(b=19, n=130, d=7), topk_objective(k=1, dead_after_tokens=19), {"silent": 60}, {"grad_clip": 0.05}),
+    "no average, no AuxK": (dict(b=21, n=40, d=33), topk_objective(auxk_k=0), {"average": False}, {"ema": None}),
+}  # fmt: skip
+
+
+def _run(case, dtype, kernels=INTERPRETED, steps=6):
+    """Losses of every step, and the state after the last; the reference's where no kernels are given."""
+    shape, objective, start, constants = CASES[case]
+    state, optimiser = make_state(dtype, n=shape["n"], d=shape["d"], **start), make_optimiser(**constants)
+    step = reference.step if kernels is None else lambda *a, **k: cuda.step(*a, kernels=kernels, **k)
+    with torch.no_grad():
+        losses = [
+            step(state, make_batch(t, dtype, b=shape["b"], d=shape["d"]), objective, optimiser, lr=3e-3, l1=0.02)
+            for t in range(steps)
+        ]
+    return losses, state
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_step_equals_reference_over_steps(case, dtype, monkeypatch):
+    monkeypatch.setattr(updating, "WINDOW", 16)  # so that there are latents of several windows
+    (found, state), (expected, plain_state) = _run(case, dtype), _run(case, dtype, None)
+    for a, b in zip(found, expected, strict=True):
+        for term, wanted in zip(a, b, strict=True):
+            close(term.to(wanted.dtype), wanted)
+    assert any(float(losses.auxk) for losses in found) == (CASES[case][1].auxk_k > 0)
+    assert state.updates == plain_state.updates == 6
+    for name, tensor in state.tensors().items():
+        close(tensor.double(), plain_state.tensors()[name].double(), 1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_two_runs_give_the_same_bits():
+    case = "selection among the dead"
+    (_, one), (_, two) = (_run(case, torch.float32, steps=2) for _ in range(2))
+    assert all(torch.equal(tensor, two.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+def test_a_screened_step_equals_an_exact_one():
+    def screened(*arguments):
+        return selection.select_screened(*arguments, dtype=torch.float16)
+
+    case = "selection among the dead"
+    (_, state), (_, exact) = (
+        _run(case, torch.float32, kernels, steps=3) for kernels in (INTERPRETED._replace(select=screened), None)
+    )
+    for name, tensor in state.tensors().items():
+        close(tensor.double(), exact.tensors()[name].double(), 1e-5)
+
+
+def test_a_batch_that_is_not_finite_changes_nothing():
+    shape, objective, start, _ = CASES["selection among the dead"]
+    state = make_state(torch.float32, n=shape["n"], d=shape["d"], **start)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    x = make_batch(0, torch.float32, b=shape["b"], d=shape["d"])
+    x[5, 1] = torch.nan
+    with torch.no_grad():
+        losses = cuda.step(state, x, objective, make_optimiser(), lr=1e-2, l1=0.0, kernels=INTERPRETED)
+    assert not losses.reconstruction.isfinite() and state.updates == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
