@@ -116,7 +116,7 @@ class Run:
         self.step += 1
         self.log.tick(len(x_bd), waited_s)
         if losses is None:
-            self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
+            self.bad_steps += 1
         else:
             self.bad_steps = 0
             self.log.add(losses)
@@ -137,6 +137,7 @@ class Run:
     def save(self) -> None:
         """Checkpoint, unless the one on disk is of this step."""
         if self._saved_step != self.step:
+            self._count_skipped()
             names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
             record = {name: getattr(self, name) for name in names}
             record |= {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
@@ -197,12 +198,20 @@ class Run:
         config = config_of(self.spec, self.normaliser.d)
         return Autoencoder(config, self.recipe.fold(parameters), self.normaliser, provenance)
 
+    def _count_skipped(self) -> None:
+        """A GPU step does not say on the spot that it was skipped; the device's count of those applied does."""
+        self.skipped_steps = self.step - self.state.updates
+
     def _write_row(self, lr: float) -> None:
+        self._count_skipped()
         dead = float(self.state.fired.dead(self.spec.dead_after_tokens).double().mean())
         row = self.log.write(step=self.step, tokens=self.tokens, dead=dead, lr=lr, skipped_steps=self.skipped_steps)
+        last_finite = max((r["step"] for r in self.log.rows if math.isfinite(r["nmse"])), default=0)
         limit = EXPLODED * max([1.0] + [first["nmse"] for first in self.log.rows[:1] if math.isfinite(first["nmse"])])
         if row["nmse"] > limit:
             self._diverge(f"the training NMSE rose to {row['nmse']:.3g}")
+        elif self.step - last_finite >= MAX_BAD_STEPS:
+            self._diverge(f"{MAX_BAD_STEPS} steps in a row or more were not finite")
         elif not all(bool(tensor.isfinite().all()) for tensor in self.state.params.named().values()):
             self._diverge("a parameter is not finite")
 

@@ -102,7 +102,8 @@ def test_dispatch_takes_the_gpu_step_for_topk_where_triton_is(monkeypatch):
         monkeypatch.setattr(cuda, "has_triton", lambda present=present: present)
         step = dispatch.step_on(torch.device("cuda"), topk_objective())
         assert (getattr(step, "func", step) is cuda.step) == present
-        assert dispatch.step_on(torch.device("cuda"), relu_objective()) is reference.step
+        for other in (relu_objective(), topk_objective(auxk_k=449)):
+            assert dispatch.step_on(torch.device("cuda"), other) is reference.step
         assert dispatch.step_on(torch.device("cpu"), topk_objective()) is cpu.step
         assert dispatch.step_on(torch.device("meta"), topk_objective()) is reference.step
     assert made == [1]

@@ -8,30 +8,35 @@ from triton_doubles import INTERPRETED, close, selection, updating
 from sae_pipeline.kernels import cuda, reference
 
 CASES = {  # awkward on purpose: no size is a power of two or a multiple of a tile
-    "selection among the dead": (dict(b=37, n=150, d=13), topk_objective(dead_after_tokens=37), {"silent": 60}, {}),
-    "all slots for the dead": (dict(b=37, n=50, d=13), topk_objective(auxk_k=40, dead_after_tokens=37), {"silent": 20}, {}),
-    "clipped, k = 1": (dict(b=19, n=130, d=7), topk_objective(k=1, dead_after_tokens=19), {"silent": 60}, {"grad_clip": 0.05}),
-    "no average, no AuxK": (dict(b=21, n=40, d=33), topk_objective(auxk_k=0), {"average": False}, {"ema": None}),
-}  # fmt: skip
+    "selection among the dead": ((19, 45, 13), topk_objective(dead_after_tokens=19), {"silent": 20}, {}),
+    "slots for all the dead": ((17, 20, 7), topk_objective(auxk_k=18, dead_after_tokens=17), {"silent": 8}, {}),
+    "clipped, k = 1": ((18, 37, 6), topk_objective(k=1, dead_after_tokens=18), {"silent": 15}, {"grad_clip": 0.05}),
+    "no average, no AuxK": ((17, 21, 33), topk_objective(auxk_k=0), {"average": False}, {"ema": None}),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(selection, "LATENTS_PER_TILE", 16)
+    monkeypatch.setattr(selection, "DIMS_PER_TILE", 16)
+    monkeypatch.setattr(updating, "WINDOW", 8)
 
 
 def _run(case, dtype, kernels=INTERPRETED, steps=6):
     """Losses of every step, and the state after the last; the reference's where no kernels are given."""
-    shape, objective, start, constants = CASES[case]
-    state, optimiser = make_state(dtype, n=shape["n"], d=shape["d"], **start), make_optimiser(**constants)
+    (b, n, d), objective, start, constants = CASES[case]
+    state, optimiser = make_state(dtype, n=n, d=d, **start), make_optimiser(**constants)
     step = reference.step if kernels is None else lambda *a, **k: cuda.step(*a, kernels=kernels, **k)
     with torch.no_grad():
         losses = [
-            step(state, make_batch(t, dtype, b=shape["b"], d=shape["d"]), objective, optimiser, lr=3e-3, l1=0.02)
-            for t in range(steps)
+            step(state, make_batch(t, dtype, b=b, d=d), objective, optimiser, lr=3e-3, l1=0.02) for t in range(steps)
         ]
     return losses, state
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_step_equals_reference_over_steps(case, dtype, monkeypatch):
-    monkeypatch.setattr(updating, "WINDOW", 16)  # so that there are latents of several windows
+def test_step_equals_reference_over_steps(case, dtype):
     (found, state), (expected, plain_state) = _run(case, dtype), _run(case, dtype, None)
     for a, b in zip(found, expected, strict=True):
         for term, wanted in zip(a, b, strict=True):
@@ -61,10 +66,10 @@ def test_a_screened_step_equals_an_exact_one():
 
 
 def test_a_batch_that_is_not_finite_changes_nothing():
-    shape, objective, start, _ = CASES["selection among the dead"]
-    state = make_state(torch.float32, n=shape["n"], d=shape["d"], **start)
+    (b, n, d), objective, start, _ = CASES["selection among the dead"]
+    state = make_state(torch.float32, n=n, d=d, **start)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    x = make_batch(0, torch.float32, b=shape["b"], d=shape["d"])
+    x = make_batch(0, torch.float32, b=b, d=d)
     x[5, 1] = torch.nan
     with torch.no_grad():
         losses = cuda.step(state, x, objective, make_optimiser(), lr=1e-2, l1=0.0, kernels=INTERPRETED)

@@ -1,4 +1,4 @@
-"""Triton's interpreter for the tests of the GPU kernels: they run on CPU tensors, slowly, and do the same arithmetic."""
+"""Triton's interpreter for the tests of the GPU kernels: the same arithmetic on CPU tensors, slowly."""
 
 import os
 import sys

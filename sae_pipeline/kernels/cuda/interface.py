@@ -11,10 +11,10 @@ from sae_pipeline.kernels.optimiser import Optimiser
 
 
 class Subset(NamedTuple):
-    """Some of the n latents: the first `count` (0-d, on the device) entries of `latents` [n], ascending."""
+    """Some of the n latents: the first `length` (0-d, on the device) entries of `latents` [n], ascending."""
 
     latents: Tensor
-    count: Tensor
+    length: Tensor
 
 
 class Decoded(NamedTuple):
@@ -26,9 +26,10 @@ class Decoded(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """(token, latent) pairs grouped by latent: latents [pairs] ascending (n: an empty slot, at the end), tokens [pairs],
-    and offsets [n+1], where each latent's pairs begin.
-    """  # fmt: skip
+    """(token, latent) pairs grouped by latent.
+
+    latents [pairs]: ascending; n is an empty slot, at the end. tokens [pairs]. offsets [n+1]: where each latent begins.
+    """
 
     latents: Tensor
     tokens: Tensor
@@ -74,7 +75,14 @@ class UpdateRows(Protocol):
     """One Adam step on the rows of a weight matrix."""
 
     def __call__(
-        self, slot: Slot, pairs: Pairs, weights: Tensor, source: Tensor, scalars: Tensor, constants: Optimiser, unit: bool
+        self,
+        slot: Slot,
+        pairs: Pairs,
+        weights: Tensor,
+        source: Tensor,
+        scalars: Tensor,
+        constants: Optimiser,
+        unit: bool,
     ) -> None:
         """In place, with the gradient g[j] = Σ over pairs of latent j of weights · source[token mod len(source)].
 
@@ -86,13 +94,14 @@ class UpdateRows(Protocol):
 class Kernels(NamedTuple):
     """The operations of a step.
 
-    decode(latents, values, W_dec, target). segment_sums(values of pairs, offsets): [n]. squares(pairs, weights, source,
-    unit rows or None): ‖g[j]‖² of the gradient rows that `update_rows` makes, [n]. update_vector(slot, gradient,
-    scalars, constants): one Adam step on a vector.
+    decode(latents, values, W_dec, target, the subset the latents are of).
+    segment_sums(values of pairs, offsets): [n].
+    squares(pairs, weights, source, unit rows or None): ‖g[j]‖² of the gradient rows that `update_rows` makes, [n].
+    update_vector(slot, gradient, scalars, constants): one Adam step on a vector.
     """
 
     select: Select
-    decode: Callable[[Tensor, Tensor, Tensor, Tensor], Decoded]
+    decode: Callable[[Tensor, Tensor, Tensor, Tensor, Subset | None], Decoded]
     segment_sums: Callable[[Tensor, Tensor], Tensor]
     squares: Callable[[Pairs, Tensor, Tensor, Tensor | None], Tensor]
     update_rows: UpdateRows

@@ -14,7 +14,7 @@ def select(xc_bd: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, subset: Subset |
     n = len(W_enc)
     scores_bn = torch.nn.functional.linear(xc_bd, W_enc, b_enc)
     if subset is not None:
-        listed = torch.arange(n, device=xc_bd.device) < subset.count
+        listed = torch.arange(n, device=xc_bd.device) < subset.length
         allowed_n = torch.zeros_like(listed).scatter_(0, subset.latents.long(), listed)
         scores_bn = torch.where(allowed_n, scores_bn, 0.0)
     values, latents = scores_bn.sort(dim=1, descending=True, stable=True)
@@ -24,8 +24,8 @@ def select(xc_bd: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, subset: Subset |
     return latents.int(), torch.where(broken_b, torch.nan, values.relu())
 
 
-def decode(latents_bk: Tensor, values_bk: Tensor, W_dec: Tensor, target_bd: Tensor) -> Decoded:
-    """See `interface.Decoded`."""
+def decode(latents_bk: Tensor, values_bk: Tensor, W_dec: Tensor, target_bd: Tensor, subset: Subset | None) -> Decoded:
+    """See `interface.Decoded`; an empty subset is nothing special here."""
     rows_bkd = torch.nn.functional.pad(W_dec, (0, 0, 0, 1))[latents_bk.long()]
     error_bd = (values_bk[:, :, None] * rows_bkd).sum(1) - target_bd
     return Decoded(error_bd, (rows_bkd @ error_bd[:, :, None])[:, :, 0], error_bd.square().sum(1))

@@ -21,6 +21,8 @@ from sae_pipeline.kernels.optimiser import Optimiser
 from sae_pipeline.kernels.reference import error_variation
 from sae_pipeline.kernels.state import Parameters, TrainState
 
+MAX_K = 448  # of TopK and AuxK: with the margin of screening a list of 512 places, what a program can hold
+
 
 class Part(NamedTuple):
     """Pairs of one term of the loss: latents, z and dL/dπ [b, k]; gx_bd: dL by that term's reconstruction."""
@@ -32,8 +34,8 @@ class Part(NamedTuple):
 
 
 def handles(objective: Objective) -> bool:
-    """Whether this step can minimise it."""
-    return isinstance(objective.activation, TopK)
+    """Whether this step can minimise it: TopK whose lists, AuxK's too, fit in a program."""
+    return isinstance(objective.activation, TopK) and max(objective.activation.k, objective.auxk_k) <= MAX_K
 
 
 def step(
@@ -51,7 +53,7 @@ def step(
     params, b, scale = state.params, len(x_bd), objective.loss_scale
     xc_bd = x_bd - params.b_pre
     latents_bk, z_bk = kernels.select(xc_bd, params.W_enc, params.b_enc, objective.activation.k, None)
-    decoded = kernels.decode(latents_bk, z_bk, params.W_dec, xc_bd)  # x̂ − x: b_pre cancels
+    decoded = kernels.decode(latents_bk, z_bk, params.W_dec, xc_bd, None)  # x̂ − x: b_pre cancels
     reconstruction = scale * decoded.squares_b.sum() / b
     finite = reconstruction.isfinite()
     state.count += finite
@@ -86,10 +88,10 @@ def _auxk(
     params = state.params
     dead = listed(state.fired.dead(objective.dead_after_tokens))
     latents_bk, z_bk = kernels.select(xc_bd, params.W_enc, params.b_enc, objective.auxk_k, dead)
-    decoded = kernels.decode(latents_bk, z_bk, params.W_dec, -error_bd)
+    decoded = kernels.decode(latents_bk, z_bk, params.W_dec, -error_bd, dead)
     variation = error_variation(error_bd)
     loss = decoded.squares_b.sum() / variation
-    there = loss.isfinite() & (dead.count > 0)
+    there = loss.isfinite() & (dead.length > 0)
     weight = 2 * objective.auxk_alpha / variation
     g_pre_bk = torch.where(there & (z_bk > 0), decoded.products_bk * weight, 0.0)
     gx_bd = torch.where(there, decoded.error_bd * weight, 0.0)
@@ -138,9 +140,7 @@ def _apply(
     kernels.update_vector(_slot(state, "b_pre"), b_pre, scalars, optimiser)
 
 
-def _scalars(
-    state: TrainState, finite: Tensor, factor: Tensor, optimiser: Optimiser, lr: float | Tensor
-) -> Tensor:
+def _scalars(state: TrainState, finite: Tensor, factor: Tensor, optimiser: Optimiser, lr: float | Tensor) -> Tensor:
     """See `interface.Scalars`; the powers are taken in double precision, as Adam's on the host are."""
     beta1, beta2 = optimiser.betas
     t = state.count.double()

@@ -5,7 +5,7 @@ stretches; the pairs are therefore also cut into windows of equal length, a firs
 within one latent, and a row then adds up its whole windows and the pairs before and after. Every sum is taken in an
 order that the pairs alone decide: no atomics, same bits every time.
 """
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, misc"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def squares(pairs: Pairs, weights: Tensor, source: Tensor, unit_rows: Tensor | N
     found = weights.new_empty(len(pairs.offsets) - 1)
     _squares_kernel[(len(found),)](
         unit_rows, found, pairs.offsets, pairs.tokens, weights, source, _windows(pairs, weights, source, len(found)),
-        *source.shape, UNIT=unit_rows is not None, **_tiles(source.shape[1]),
+        *source.shape, UNIT=unit_rows is not None, **tiles(source.shape[1]),
     )  # fmt: skip
     return found
 
@@ -170,7 +170,7 @@ def update_rows(
     n = len(slot.parameter)
     _update_rows_kernel[(n,)](
         *slot, pairs.offsets, pairs.tokens, weights, source, _windows(pairs, weights, source, n), scalars,
-        *source.shape, UNIT=unit, **_constants(slot, constants), **_tiles(source.shape[1]),
+        *source.shape, UNIT=unit, **_constants(slot, constants), **tiles(source.shape[1]),
     )  # fmt: skip
 
 
@@ -188,12 +188,13 @@ def _windows(pairs: Pairs, weights: Tensor, source: Tensor, n: int) -> Tensor:
     windows = source.new_empty(len(weights) // WINDOW, d)
     if len(windows):
         _window_kernel[(len(windows),)](
-            pairs.latents, pairs.tokens, weights, source, windows, n, b, d, **_tiles(d)
+            pairs.latents, pairs.tokens, weights, source, windows, n, b, d, **tiles(d)
         )  # fmt: skip
     return windows
 
 
-def _tiles(d: int) -> dict[str, int]:
+def tiles(d: int) -> dict[str, int]:
+    """How a row of d dimensions is cut and how many warps share it."""
     dims = triton.next_power_of_2(d)
     pairs = min(8, max(1, TILE_ELEMENTS // dims))
     return {"WINDOW": WINDOW, "PAIRS": pairs, "DIMS": dims, "num_warps": 8 if dims > 1024 else 4}
