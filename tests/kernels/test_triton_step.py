@@ -1,5 +1,7 @@
 """The whole GPU step through its Triton kernels, interpreted, against dense autograd."""
 
+from functools import partial
+
 import pytest
 import torch
 from kernel_doubles import make_batch, make_optimiser, make_state, topk_objective
@@ -75,3 +77,21 @@ def test_a_batch_that_is_not_finite_changes_nothing():
         losses = cuda.step(state, x, objective, make_optimiser(), lr=1e-2, l1=0.0, kernels=INTERPRETED)
     assert not losses.reconstruction.isfinite() and state.updates == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+
+
+@pytest.mark.parametrize("select", [selection.select, partial(selection.select_screened, dtype=torch.float16)])
+def test_auxk_leaves_every_bit_as_it_is_where_none_is_dead(select):
+    states = []
+    for auxk_k in (0, 5):
+        state = make_state(torch.float32, n=21, d=7)
+        for t in range(2):
+            objective = topk_objective(auxk_k=auxk_k, dead_after_tokens=10**9)
+            kernels = INTERPRETED._replace(select=select)
+            with torch.no_grad():
+                losses = cuda.step(
+                    state, make_batch(t, torch.float32, b=17, d=7), objective, make_optimiser(),
+                    lr=3e-3, l1=0.0, kernels=kernels,
+                )  # fmt: skip
+            assert float(losses.auxk) == 0.0
+        states.append(state.tensors())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
