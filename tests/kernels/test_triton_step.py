@@ -10,9 +10,9 @@ from triton_doubles import INTERPRETED, close, selection, updating
 from sae_pipeline.kernels import cuda, reference
 
 CASES = {  # awkward on purpose: no size is a power of two or a multiple of a tile
-    "selection among the dead": ((19, 45, 13), topk_objective(dead_after_tokens=19), {"silent": 20}, {}),
-    "slots for all the dead": ((17, 20, 7), topk_objective(auxk_k=18, dead_after_tokens=17), {"silent": 8}, {}),
-    "clipped, k = 1": ((18, 37, 6), topk_objective(k=1, dead_after_tokens=18), {"silent": 15}, {"grad_clip": 0.05}),
+    "selection among the dead": ((19, 33, 13), topk_objective(dead_after_tokens=19), {"silent": 9}, {}),
+    "slots for all the dead": ((17, 20, 7), topk_objective(auxk_k=9, dead_after_tokens=17), {"silent": 6}, {}),
+    "clipped, k = 1": ((18, 21, 6), topk_objective(k=1, dead_after_tokens=18), {"silent": 9}, {"grad_clip": 0.05}),
     "no average, no AuxK": ((17, 21, 33), topk_objective(auxk_k=0), {"average": False}, {"ema": None}),
 }
 
