@@ -35,7 +35,7 @@ CONTEXT, BATCH, N_SHARDS = 64, 64, 4
 
 def activations(n_rows: int) -> torch.Tensor:
     """Rows (n_rows, d) in float32 from three quarters of the way through the model."""
-    config = SubjectConfig(alias="code", id="embedded/code")
+    config = SubjectConfig(alias="code", id="embedded/code-medium")
     subject, tokenizer = load_subject(config, root=Path()), load_tokenizer(config, root=Path())
     site = Site("code", subject.card.n_layers * 3 // 4 - 1, "resid_post")
     ids = np.concatenate(tokenizer.encode_batch(texts(n_rows)))[:n_rows]

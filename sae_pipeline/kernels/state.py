@@ -43,14 +43,23 @@ class Parameters:
 
 @dataclass
 class TrainState:
-    """Everything a training step reads and changes; `updates` counts the steps applied (skipped ones are not)."""
+    """Everything a training step reads and changes; `count` (0-d, on the device) is that of `updates`."""
 
     params: Parameters
     first: Parameters
     second: Parameters
     average: Parameters | None
     fired: Fired
-    updates: int = 0
+    count: Tensor
+
+    @property
+    def updates(self) -> int:
+        """How many steps were applied (skipped ones are not); on a GPU, asking waits for the device."""
+        return int(self.count)
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        self.count.fill_(value)
 
     @classmethod
     def start(cls, params: Parameters, *, average: bool) -> TrainState:
@@ -58,7 +67,8 @@ class TrainState:
         device = params.W_enc.device
         zeros = [params.map(torch.zeros_like) for _ in range(3)]
         fired = Fired(len(params.W_enc), device)
-        return cls(params, zeros[0], zeros[1], zeros[2] if average else None, fired)
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(params, zeros[0], zeros[1], zeros[2] if average else None, fired, count)
 
     def averaged(self, decay: float, *, unit_rows: bool = True) -> Parameters:
         """The running average, corrected for its zero start, decoder rows brought back to unit norm.

@@ -43,6 +43,11 @@ class Fired:
         self.tokens_since_fired += n_tokens
         self.tokens_since_fired.index_fill_(0, latents, 0)
 
+    def update_mask(self, fired_n: Tensor, n_tokens: Tensor) -> None:
+        """The same from a mask [n] of the latents that fired and a 0-d count, neither of which is read by the host."""
+        self.tokens_since_fired += n_tokens
+        self.tokens_since_fired.masked_fill_(fired_n, 0)
+
     def dead(self, after_tokens: int) -> Tensor:
         """Mask [n] of the latents that did not fire in the last `after_tokens` tokens (nor, at first, ever)."""
         return self.tokens_since_fired >= after_tokens

@@ -54,9 +54,10 @@ class Log:
         return total / count if count else float("nan")
 
     def add(self, losses: Losses) -> None:
-        """Count one applied step; nothing is read back from the device."""
+        """Count one step, unless it was not finite and so not applied; nothing is read back from the device."""
         one = torch.ones((), dtype=torch.float64, device=self.sums.device)
-        self.sums += torch.stack([*(loss.to(self.sums) for loss in losses), one])
+        terms = torch.stack([*(loss.to(self.sums) for loss in losses), one])
+        self.sums += torch.where(losses.reconstruction.isfinite(), terms, 0.0)
 
     def tick(self, tokens: int, waited_s: float) -> None:
         """Count a batch of `tokens` rows for which `waited_s` seconds were spent waiting."""

@@ -43,7 +43,7 @@ class Run:
         check(member.spec)
         self.spec, self.draft, self.normaliser = member.spec, member.draft, data.normaliser
         self.threads = threads  # of its arithmetic: they can change its bits, so a resumed run keeps those it had
-        self.step, self.skipped_steps, self.bad_steps, self.resampled, self.train_s = 0, 0, 0, 0, 0.0
+        self.step, self.bad_steps, self.resampled, self.train_s = 0, 0, 0, 0.0
         self.status: Status = "running"
         self.error: str | None = None
         self.figures: dict[str, Any] = {}
@@ -71,6 +71,11 @@ class Run:
         return self.step * self.spec.batch
 
     @property
+    def skipped_steps(self) -> int:
+        """Steps that were not finite and so not applied; on a GPU, asking waits for the device."""
+        return self.step - self.state.updates
+
+    @property
     def steps(self) -> int:
         """Steps at which it ends, as far as is known."""
         return self.ending.steps
@@ -85,7 +90,7 @@ class Run:
         self.step += 1
         self.log.tick(len(x_bd), waited_s)
         if losses is None:
-            self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
+            self.bad_steps += 1
         else:
             self.bad_steps = 0
             self.log.add(losses)
@@ -202,8 +207,11 @@ class Run:
             lr=lr,
             skipped_steps=self.skipped_steps,
         )
+        last_finite = max((r["step"] for r in self.log.rows if math.isfinite(r["nmse"])), default=0)
         if (cause := self._unsound(row["nmse"])) is not None:
             self._diverge(cause)
+        elif self.step - last_finite >= MAX_BAD_STEPS:  # a GPU's step does not say on the spot that it was skipped
+            self._diverge(f"{MAX_BAD_STEPS} steps in a row or more were not finite")
         else:
             self._give_up_if_hopeless()
 
@@ -234,7 +242,7 @@ class Run:
             )
 
     def _record(self) -> dict[str, Any]:
-        names = ("step", "skipped_steps", "bad_steps", "resampled", "train_s", "threads")
+        names = ("step", "bad_steps", "resampled", "train_s", "threads")
         record = {name: getattr(self, name) for name in names}
         return record | {"updates": self.state.updates, "rows": self.log.rows, "l1": self.l1.value}
 

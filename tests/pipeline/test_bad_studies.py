@@ -126,7 +126,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str, str]] = {
     "unknown metric": (
         ["evaluation.metrics={reconstruction: {}, downstream: {}, nmsee: {}}"],
         "metric 'nmsee'",
-        "known: ablation, concentration, density, downstream",
+        "known: ablation, antipodal, concentration",
     ),
     "unknown parameter of a metric": (
         ["evaluation.metrics={reconstruction: {}, downstream: {ablation: [zero]}}"],
