@@ -27,7 +27,9 @@ from sae_pipeline.study import VERSIONS
 VERSION = VERSIONS["eval_reconstruction"]
 VARIANTS = ("all", "without_position_0")
 
-_SUMS = ("error_sq", "centred_sq", "l0", "x_hat_sq", "dot", "cosine", "norm_ratio", "one")
+_SUMS = (
+    "error_sq", "centred_sq", "l0", "x_hat_sq", "dot", "cosine", "norm_ratio", "error_share", "explained_share", "one",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ FIGURES = {
     "l2_ratio": _Figure("norm_ratio", "one", "1", "none"),
     "relative_bias": _Figure("x_hat_sq", "dot", "1", "none"),
     "cosine": _Figure("cosine", "one", "1", "higher"),
+    # What other tools call so, to be held against what they report, not to choose by.
+    "mse": _Figure("error_sq", "one", "1", "none"),
+    "normalized_mean_squared_error": _Figure("error_share", "one", "1", "none"),
+    "explained_variance_legacy": _Figure("explained_share", "one", "1", "none"),
 }
 
 
@@ -70,7 +76,9 @@ METRIC = Metric("reconstruction", VERSION, needs_subject=False, measure=_measure
 """nmse, explained_variance, l0, l2_ratio, relative_bias, cosine; variants `all` and `without_position_0`.
 
 nmse = Σ‖u−û‖² / Σ‖u−ū‖² with ū the mean of the variant's rows (Gao et al. 2024 §2.1); l2_ratio, relative_bias and
-cosine as in `measures.Reconstruction`. Curve `nmse_by_position`: the same ratio at each position of the context.
+cosine as in `measures.Reconstruction`. In the conventions of others: `mse`, mean ‖u−û‖² (sae-lens);
+`normalized_mean_squared_error`, mean of ‖u−û‖² / ‖u‖² (the code of Gao et al.); `explained_variance_legacy`, mean of
+1 − ‖u−û‖² / ‖u−ū‖² (sae-lens). Curve `nmse_by_position`: the same ratio at each position of the context.
 """
 
 
@@ -104,7 +112,7 @@ class ReconstructionSums:
                 total += np.bincount(block.position_r, rows[name], context)
             for variant in variants:
                 chosen_r = _in_variant(variant, block.position_r)
-                own = {**rows, "centred_sq": block.centred_sq(means[variant])}
+                own = rows | _against(rows["error_sq"], block.centred_sq(means[variant]))
                 for name, total in by_document[variant].items():
                     total += np.bincount(unit_r[chosen_r], own[name][chosen_r], len(documents))
             progress.update(block.stop, evaluation_set.n_rows, "rows")
@@ -117,6 +125,12 @@ class ReconstructionSums:
         figure, sums = FIGURES[name], self.by_document[variant]
         n_u = sums["one"].astype(np.int64)
         return Ratio(name, variant, sums[figure.num], sums[figure.den], n_u, figure.unit, figure.better)
+
+
+def _against(error_sq_r: FloatArray, centred_sq_r: FloatArray) -> dict[str, FloatArray]:
+    """The terms that need the mean of a variant's rows; a row that is the mean explains nothing."""
+    share_r = np.divide(error_sq_r, centred_sq_r, out=np.ones_like(error_sq_r), where=centred_sq_r > 0)
+    return {"centred_sq": centred_sq_r, "explained_share": 1 - share_r}
 
 
 def _by_position(inputs: MetricInputs, sums: ReconstructionSums) -> pd.DataFrame:
@@ -152,6 +166,7 @@ class _RowBlock:
             "norm_ratio": torch.where(norm > 0, norm_hat / norm.clamp_min(tiny), 0.0),
             "one": torch.ones_like(norm),
         }
+        terms["error_share"] = torch.where(norm > 0, terms["error_sq"] / norm.square().clamp_min(tiny), 0.0)
         centred = {"centred_sq": self.centred_sq(mean_d), "l0": self.l0_r}
         return {name: term.cpu().numpy() for name, term in terms.items()} | centred
 

@@ -14,7 +14,7 @@ VERSIONS: Final[dict[str, int]] = {
     "dataset": 1,
     "autoencoder": 1,
     "codes": 1,
-    "eval_reconstruction": 2,
+    "eval_reconstruction": 3,
     "eval_density": 1,
     "eval_downstream": 2,
     "eval_progressive": 2,

@@ -56,6 +56,25 @@ def test_figures_are_those_of_measures(evaluation_set, tmp_path):
     assert value_of(result, "l0")["value"] == pytest.approx(float(codes.l0_b.double().mean()), rel=1e-12)
 
 
+@pytest.mark.parametrize("variant", ["all", "without_position_0"])
+def test_conventions_of_others_are_what_they_compute(evaluation_set, tmp_path, variant):
+    made = autoencoder()
+    result = METRIC.run(make_inputs(made, evaluation_set, tmp_path / "codes"))
+    u, _, position = normalised_rows(made, evaluation_set)
+    chosen = torch.from_numpy(position) > (-1 if variant == "all" else 0)
+    u_hat = made.decode(made.encode(u)).double()[chosen]
+    u = u.double()[chosen]
+    error_r = (u - u_hat).square()
+    expected = {
+        "mse": error_r.sum(1).mean(),
+        "normalized_mean_squared_error": (error_r.mean(1) / u.square().mean(1)).mean(),
+        "explained_variance_legacy": (1 - error_r.sum(1) / (u - u.mean(0)).square().sum(1)).mean(),
+    }
+    for name, value in expected.items():
+        row = value_of(result, name, variant)
+        assert row["value"] == pytest.approx(float(value), rel=1e-9) and row["better"] == "none", name
+
+
 def test_identity_zero_and_mean_predictor(evaluation_set, tmp_path):
     identity = METRIC.run(make_inputs(identity_autoencoder("paper"), evaluation_set, tmp_path / "one"))
     assert value_of(identity, "nmse")["value"] == 0.0
