@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 import pytest
-from training_doubles import Rows, make_spec, planted
+from training_doubles import Rows, StopAt, make_spec, planted
 
 from sae_pipeline.study import Stop, StopRule
 from sae_pipeline.training import audit_frame, learning_rate, train
@@ -72,15 +72,6 @@ def test_the_rate_decays_from_where_convergence_was_found():
 
 
 CONVERGING = {"tokens": 128 * 600, "lr": 2e-2, "warmup_steps": 5, "stop": Stop(converged=0.03)}
-
-
-class StopAt:
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_a_member_that_converged_ends_early_and_says_so(member, rows):

@@ -1,7 +1,7 @@
 """A memory budget decides how many members train at once, and nothing else."""
 
 import pytest
-from training_doubles import make_spec
+from training_doubles import StopAt, make_spec
 
 from sae_pipeline.store import PipelineError
 from sae_pipeline.training import run as run_module
@@ -9,15 +9,6 @@ from sae_pipeline.training import train
 from sae_pipeline.training.cost import groups_within, state_bytes
 
 D = 32
-
-
-class StopAt:
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_states_are_counted_to_the_byte(member, rows, monkeypatch):

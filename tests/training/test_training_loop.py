@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from training_doubles import Rows, make_spec, planted
+from training_doubles import Rows, StopAt, make_spec, planted
 
 from sae_pipeline.autoencoders import Autoencoder
 from sae_pipeline.measures.recovery import mean_correlation
@@ -20,17 +20,6 @@ def weights(member):
 
 def log(member):
     return pd.read_parquet(member.draft.path / "training.parquet").drop(columns=list(TIMING))
-
-
-class StopAt:
-    """Asks to stop at the n-th question."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_planted_dictionary_is_recovered(member):

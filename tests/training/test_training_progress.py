@@ -6,7 +6,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import torch
-from training_doubles import make_spec
+from training_doubles import StopAt, make_spec
 
 from sae_pipeline.kernels import Losses
 from sae_pipeline.planning.support import unsupported
@@ -17,15 +17,6 @@ from sae_pipeline.training.board import Board
 from sae_pipeline.training.cost import flops_per_token
 from sae_pipeline.training.log import Log, shown
 from tests.study.test_study import DEMO
-
-
-class StopAt:
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_flops_are_counted_by_the_step_that_is_made():

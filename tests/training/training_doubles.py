@@ -28,6 +28,17 @@ class Rows:
             yield Batch(step, x_bd * float("nan") if step in self.batch_of_nan else x_bd)
 
 
+class StopAt:
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0
+
+
 def planted(m=20_000, *, features=48, draw=0):
     """Rows and their dictionary; the seed is not one weights are drawn from."""
     world = planted_rows(m, 32, features=features, active=3, seed=31, draw=draw)
