@@ -1,4 +1,4 @@
-"""Write the rows that all trainers see: `rows.py FILE ROWS D`.
+"""Write the rows that all trainers see: `rows.py FILE ROWS D [SEED]`.
 
 Sparse sums of planted directions, a few common ones and many rare, and noise; then as the paper normalises its rows:
 less their mean over d, of unit norm. The directions come from NumPy's generator and a seed of their own, weights from
@@ -36,7 +36,7 @@ def block(rows: int, directions_fd: np.ndarray, generator: np.random.Generator) 
 
 def main() -> None:
     path, rows, d = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(int(sys.argv[4]) if len(sys.argv) > 4 else SEED)
     directions_fd = directions(d, generator)
     rows_xd = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, d))
     for start in range(0, rows, BLOCK):
