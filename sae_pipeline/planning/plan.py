@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sae_pipeline.planning.facts import Facts
+from sae_pipeline.planning.metric_flops import TokenFlops, metric_flops
 from sae_pipeline.study import EMBEDDED_TASKS, AutoencoderSpec, Site, Study, expand, probe_tasks
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -131,8 +132,7 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
     dataset_bytes = min(study.dataset.sample_rows, kept) * d * 4 + null * _gaussian_bytes(d)
     dataset_bytes += _stored(train, d * 4) if study.dataset.copy_ else 0
     metrics = len(study.evaluation.metrics)
-    resumed = max(whole - forward, 0.0)
-    spliced = "downstream" in study.evaluation.metrics
+    token = TokenFlops(forward, max(whole - forward, 0.0))
     encode = sum(2.0 * spec.n * d for spec in specs.values())
     return [
         Row(f"activations {site}", 1, kept, _stored(kept, d * _ITEM_BYTES[study.activations.dtype]), row_flops * kept),
@@ -159,7 +159,7 @@ def _site_rows(study: Study, facts: Facts, site: Site, specs: dict[str, Autoenco
             len(specs) * metrics,
             held_out * len(specs) * metrics,
             len(specs) * metrics * _METRIC_BYTES,
-            len(specs) * held_out * (2 * resumed if spliced else 0.0),
+            metric_flops(study, specs.values(), held_out, token),
         ),
         Row(f"tables, laws, report {site}", 3, 0, len(specs) * _TABLE_BYTES, 0.0),
     ]
