@@ -105,11 +105,11 @@ def ablation_limit(card: SubjectCard, layers_behind: int, context: int, changes:
     """The ratio if both ways did nothing but matrix products, at one rate; for a position in the middle of those drawn.
 
     Both run the base beside the changes. A full pass gives the logits of all positions, as `Subject.logits` does; that
-    over the prefix gives one position's.
+    over the prefix ends with the queries, keys and values of the last block.
     """
     before = (context - WINDOW) // 2
     plain = (1 + changes) * pass_flops(card, card.n_layers, context, 0, context)
-    prefix = pass_flops(card, layers_behind, before, 0, 1)
+    prefix = pass_flops(card, layers_behind - 1, before, 0, 0) + before * 6 * card.d_model**2
     return plain / (prefix + (1 + changes) * pass_flops(card, layers_behind, WINDOW, before, WINDOW))
 
 
