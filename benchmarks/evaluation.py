@@ -91,7 +91,7 @@ class TimedPosition(Position):
 
 
 def pass_flops(card: SubjectCard, layers: int, positions: int, before: float, logits: int) -> float:
-    """Of the matrix products of a GPT-2 that takes `positions` through `layers` blocks, and so many on to their logits.
+    """Of a GPT-2's matrix products where so many positions go through so many blocks, and some on to their logits.
 
     24 d² a position and block, 2 d V a position with logits, and in attention 4 d for each position that one reads: the
     `before` that were run earlier, and of its own pass half on average.
@@ -262,7 +262,7 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     if case.limit_by_flops is not None:
         row["limit_by_flops"] = round(case.limit_by_flops, 1)
     if case.parts_s:
-        row["ours_parts_s"] = {part: round(statistics.median(s[1:]), 4) for part, s in case.parts_s.items()}
+        row["ours_parts_s"] = {part: round(statistics.median(s[-repetitions:]), 4) for part, s in case.parts_s.items()}
     return row
 
 
