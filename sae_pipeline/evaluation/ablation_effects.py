@@ -108,20 +108,28 @@ def _sums(v_mtv: Tensor, scratch_mtv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _median(v_mtv: Tensor) -> Tensor:
-    """The lower median over the vocabulary [m, T, 1]; `torch.median`'s own takes four times as long on a processor."""
+    """The lower median over the vocabulary [m, T, 1]; `torch.median` takes five times as long on a processor."""
     if v_mtv.device.type != "cpu":
         return v_mtv.median(2, keepdim=True).values
-    medians = [_median_of(row_v) for row_v in v_mtv.flatten(0, 1).numpy()]
+    rows_rv = v_mtv.flatten(0, 1).numpy()
+    samples_rs = np.sort(rows_rv[:, ::_SAMPLE_STEP], axis=1)
+    medians = [_median_of(v, sample) for v, sample in zip(rows_rv, samples_rs, strict=True)]
     return v_mtv.new_tensor(medians).view(*v_mtv.shape[:2], 1)
 
 
-def _median_of(v: NDArray[Any]) -> float:
-    """Selected among the values between two that a sample puts around it; among all if it is not there."""
-    middle, sample = (len(v) - 1) // 2, np.sort(v[::_SAMPLE_STEP])
-    reach = int(1.5 * len(sample) ** 0.5) + 1  # three standard deviations of the median's place in the sample
-    low, high = sample[max(0, len(sample) // 2 - reach)], sample[min(len(sample) - 1, len(sample) // 2 + reach)]
-    between = v[(v >= low) & (v <= high)]
-    place = middle - int(np.count_nonzero(v < low))
+def _median_of(v: NDArray[Any], sample: NDArray[Any]) -> float:
+    """Selected among the values between two of a sorted sample around it; among all if it is not there.
+
+    A count of all values below the sample's own median says how many places of the sample the true one is away; over j
+    places that is known to about √j, so that three times as many on either side nearly always hold it.
+    """
+    middle, centre = (len(v) - 1) // 2, len(sample) // 2
+    away = (middle - int(np.count_nonzero(v < sample[centre]))) / _SAMPLE_STEP
+    reach = 3 * abs(away) ** 0.5 + 2
+    low, high = (sample[min(max(0, int(centre + away + by)), len(sample) - 1)] for by in (-reach, reach + 1))
+    from_low = v >= low
+    between = v[from_low & (v <= high)]
+    place = middle - (len(v) - int(np.count_nonzero(from_low)))
     if not 0 <= place < len(between):
         between, place = v.copy(), middle
     between.partition(place)

@@ -13,7 +13,7 @@ Side = Literal["input", "output"]
 
 
 class Stopped(Exception):
-    """The way out of a forward pass, raised by the hook that captured the last tensor asked for; not an error."""
+    """The way out of a forward pass, raised by whatever captured the last tensor asked for; not an error."""
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from sae_pipeline.subjects.hooks import Stopped
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -36,9 +38,24 @@ class Prefix:
         return {"use_cache": True, "past_key_values": Cache(layers=layers), "position_ids": positions_1l}
 
 
-def recorder() -> Cache:
-    """An empty cache that keeps every position of every layer, also of those with a sliding window: masks see to it."""
-    return DynamicCache()
+class Recorder(DynamicCache):  # type: ignore[misc]  # transformers has no types
+    """An empty cache that keeps every position of every layer, also of those with a sliding window: masks see to it.
+
+    With the last layer's keys and values it stops the pass: what that layer makes of them no later position reads.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        super().__init__()
+        self._last = n_layers - 1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep them; raise Stopped if they are the last layer's."""
+        keys, values = super().update(key_states, value_states, layer_idx)
+        if layer_idx == self._last:
+            raise Stopped
+        return keys, values
 
 
 class _PrefixLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from sae_pipeline.study import Site, SubjectConfig
 from sae_pipeline.subjects.architectures import BLOCK, architecture_of
 from sae_pipeline.subjects.card import SubjectCard, card_of, hf_config
 from sae_pipeline.subjects.errors import SubjectError
-from sae_pipeline.subjects.hooks import Side, capturing, editing, editing_sum, instead_of, pass_through
-from sae_pipeline.subjects.prefix import Prefix, recorder
+from sae_pipeline.subjects.hooks import Side, Stopped, capturing, editing, editing_sum, instead_of, pass_through
+from sae_pipeline.subjects.prefix import Prefix, Recorder
 from sae_pipeline.subjects.source import Source, check_weights, locate
 from sae_pipeline.subjects.unembedding import direct_logits
 from sae_pipeline.subjects.untrained import draw_untrained
@@ -106,8 +106,9 @@ class Subject:
 
         `resume` takes what comes back as `after`. Raises SubjectError as it does.
         """
-        cache = recorder()
-        self._resume(site, value_pd[None], ids_p[None], use_cache=True, past_key_values=cache, logits_to_keep=1)
+        cache = Recorder(self.card.n_layers)
+        with suppress(Stopped):  # a site behind the last attention has the pass end by itself
+            self._resume(site, value_pd[None], ids_p[None], use_cache=True, past_key_values=cache, logits_to_keep=1)
         return Prefix.of(cache, len(ids_p))
 
     @contextmanager

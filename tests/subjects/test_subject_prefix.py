@@ -62,6 +62,20 @@ def test_many_continuations_of_one_prefix(where: str, exact_of: Callable[[str], 
     assert sorted(prefix.keys_values) == list(range(1, LAYERS)), "blocks up to the site run for nothing"
 
 
+def test_a_prefix_stops_at_the_last_keys(subject_of: Callable[..., Subject], ids_cl: Tensor) -> None:
+    """The last block's MLP and the unembedding make nothing that later positions read; the model is left as it was."""
+    subject, site = subject_of("gpt2"), Site("tiny", 1, "resid_post")
+    value_cld, whole_clv = values_at(subject, site, ids_cl), subject.logits(ids_cl)
+    ran: list[str] = []
+    places = {"mlp": subject._blocks[LAYERS - 1].mlp, "unembedding": subject._model.lm_head}
+    handles = [place.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, place in places.items()]
+    prefix = subject.prefix(site, value_cld[0, :9], ids_cl[0, :9])
+    assert LAYERS - 1 in prefix.keys_values and not ran
+    assert torch.equal(subject.logits(ids_cl), whole_clv) and ran == list(places)
+    for handle in handles:
+        handle.remove()
+
+
 def test_prefix_and_rest_must_fit_the_positions(subject_of: Callable[..., Subject]) -> None:
     subject, site = subject_of("gpt2"), Site("tiny", 1, "resid_post")
     ids_l = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(0))
