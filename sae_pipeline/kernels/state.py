@@ -65,10 +65,11 @@ class TrainState:
     def start(cls, params: Parameters, *, average: bool) -> TrainState:
         """Zero moments and counters around initialised parameters."""
         device = params.W_enc.device
-        zeros = [params.map(torch.zeros_like) for _ in range(3)]
+        first, second = params.map(torch.zeros_like), params.map(torch.zeros_like)
+        averages = params.map(torch.zeros_like) if average else None
         fired = Fired(len(params.W_enc), device)
         count = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(params, zeros[0], zeros[1], zeros[2] if average else None, fired, count)
+        return cls(params, first, second, averages, fired, count)
 
     def averaged(self, decay: float, *, unit_rows: bool = True) -> Parameters:
         """The running average, corrected for its zero start, decoder rows brought back to unit norm.
