@@ -6,6 +6,7 @@ from sae_pipeline.autoencoders.initialise import config_of, initialise, settings
 from sae_pipeline.autoencoders.inspection import Inspection, inspect_prompt
 from sae_pipeline.autoencoders.inspection_table import render_inspection
 from sae_pipeline.autoencoders.recipes import RECIPES, AutoencoderConfig, Recipe, Settings, check_options, recipe_of
+from sae_pipeline.autoencoders.tensor_file import safetensors_parts
 
 __all__ = [
     "RECIPES",
@@ -21,5 +22,6 @@ __all__ = [
     "inspect_prompt",
     "recipe_of",
     "render_inspection",
+    "safetensors_parts",
     "settings_of",
 ]

@@ -108,11 +108,11 @@ class Autoencoder:
 
     def save(self, folder: Path) -> None:
         """Write `autoencoder.safetensors` and `config.json` into an existing folder, each atomically."""
-        for name, data in self.to_files().items():
-            atomic.replace(Path(folder) / name, data)
+        for name, parts in self.to_files().items():
+            atomic.replace(Path(folder) / name, *parts)
 
-    def to_files(self) -> dict[str, bytes]:
-        """The content of the files that `save` writes, by name."""
+    def to_files(self) -> dict[str, list[atomic.Bytes]]:
+        """The content of the files that `save` writes, by name, in parts: views of the weights, no copies."""
         return to_files(self.config, self.parameters, self.normaliser, self.provenance)
 
     @classmethod

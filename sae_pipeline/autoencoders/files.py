@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 
 from sae_pipeline.autoencoders.recipes import AutoencoderConfig, recipe_of
+from sae_pipeline.autoencoders.tensor_file import safetensors_parts
 from sae_pipeline.dataset import Normaliser
 from sae_pipeline.kernels import Parameters
 from sae_pipeline.store import Artefact, NewerFormat, NotPublished, PipelineError, read_json
+from sae_pipeline.store.atomic import Bytes
 
 FORMAT = "sae-pipeline autoencoder"
 VERSION = 1
@@ -24,9 +25,9 @@ WEIGHTS, CONFIG = "autoencoder.safetensors", "config.json"
 
 def to_files(
     config: AutoencoderConfig, parameters: Parameters, normaliser: Normaliser, provenance: dict[str, Any]
-) -> dict[str, bytes]:
-    """The content of both files by name; weights in float32."""
-    named = parameters.map(lambda tensor: tensor.detach().to("cpu", torch.float32).contiguous()).named()
+) -> dict[str, list[Bytes]]:
+    """The content of both files by name, in parts; weights in float32."""
+    named = parameters.map(lambda tensor: tensor.detach().to("cpu", torch.float32)).named()
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -34,7 +35,8 @@ def to_files(
         "normaliser": normaliser.to_config(),
         "provenance": provenance,
     }
-    return {WEIGHTS: to_bytes(named), CONFIG: (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()}
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    return {WEIGHTS: list[Bytes](safetensors_parts(named)), CONFIG: [text.encode()]}
 
 
 def from_files(folder: Path) -> tuple[AutoencoderConfig, Parameters, Normaliser, dict[str, Any]]:

@@ -81,7 +81,7 @@ class TrainState:
             return self.params
         corrected = self.average.map(lambda tensor: tensor / (1.0 - decay**self.updates))
         if unit_rows:
-            corrected.W_dec = torch.nn.functional.normalize(corrected.W_dec, dim=1)
+            torch.nn.functional.normalize(corrected.W_dec, dim=1, out=corrected.W_dec)
         return corrected
 
     def tensors(self) -> dict[str, Tensor]:

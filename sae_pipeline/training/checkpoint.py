@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sae_pipeline.autoencoders import safetensors_parts
 from sae_pipeline.store import Draft, NewerFormat, PipelineError
 
 NAME = "checkpoint.safetensors"
 VERSION = 1
-_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def write(draft: Draft, tensors: dict[str, Tensor], record: dict[str, Any], name: str = NAME) -> None:
     """Replace the draft's checkpoint (or a copy by another name); `record` is JSON and travels in the file's header."""
     draft.write_bytes(
-        name, *_safetensors(tensors, {"version": str(VERSION), "record": json.dumps(record, sort_keys=True)})
+        name, *safetensors_parts(tensors, {"version": str(VERSION), "record": json.dumps(record, sort_keys=True)})
     )
-
-
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[memoryview]:
-    """The parts of a safetensors file. Its own writer would hold two copies of the state, as much again as it takes."""
-    ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))  # so all are aligned
-    header, end = dict[str, Any](__metadata__=metadata), 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield memoryview(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def check(path: Path) -> None:

@@ -23,8 +23,8 @@ def folder_of(tokens: int) -> str:
 
 def keep(draft: Draft, autoencoder: Autoencoder, tokens: int) -> None:
     """Write an autoencoder as the milestone at `tokens`. `provenance["training"]` becomes its row of the table."""
-    for name, data in autoencoder.to_files().items():
-        draft.write_bytes(f"{folder_of(tokens)}/{name}", data)
+    for name, parts in autoencoder.to_files().items():
+        draft.write_bytes(f"{folder_of(tokens)}/{name}", *parts)
 
 
 def write_table(draft: Draft, kept_tokens: list[int], last: dict[str, Any]) -> None:

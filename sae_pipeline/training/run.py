@@ -126,8 +126,8 @@ class Run:
         if self.spec.milestones is not None:
             kept = [tokens for tokens in self.spec.milestones if tokens < self.tokens]
             milestones.write_table(self.draft, kept, self._milestone(saved, held_out_xd))
-        for name, data in self._autoencoder(saved, self.figures).to_files().items():
-            self.draft.write_bytes(name, data)
+        for name, parts in self._autoencoder(saved, self.figures).to_files().items():
+            self.draft.write_bytes(name, *parts)
         self.draft.write_bytes(LOG, self.log.to_parquet())
         self.draft.write_json(DONE, self.figures)
         self.draft.remove(checkpoint.NAME)

@@ -156,8 +156,8 @@ def test_wrong_weights_are_refused(tmp_path):
 def test_a_published_file_is_compared_with_what_was_published(tmp_path, monkeypatch, name):
     monkeypatch.setattr(artefact, "EAGER_BYTES", 0)  # as if it were large: opening the artefact hashes nothing
     with Draft.open(tmp_path / "a", stage="autoencoders", key="x", identity="0" * 64, lineage={}) as draft:
-        for file, data in make().to_files().items():
-            draft.write_bytes(file, data)
+        for file, parts in make().to_files().items():
+            draft.write_bytes(file, *parts)
         draft.publish({})
     assert Autoencoder.load(tmp_path / "a").config.n == N
     changed = (tmp_path / "a" / name).read_bytes()

@@ -86,8 +86,8 @@ def test_a_null_never_takes_the_place_of_a_real_one(evaluation_set, tmp_path, ch
         lineage = {"config": {NULL: null} if null else {}}
         path, identity = tmp_path / str(i), str(i) * 64
         with Draft.open(path, stage="autoencoders", key="tiny", identity=identity, lineage=lineage) as draft:
-            for name, data in made.to_files().items():
-                draft.write_bytes(name, data)
+            for name, parts in made.to_files().items():
+                draft.write_bytes(name, *parts)
             artefacts.append(draft.publish({}))
     verdict = challenge(*artefacts, evaluation_set, resamples=100, seed=0)
     assert verdict["promoted"] is promoted

@@ -124,8 +124,8 @@ def test_metric_audit_shows_what_gates_read(published, tmp_path):
 
 def publish_autoencoder(path, made, identity):
     with open_draft(path, identity) as draft:
-        for name, data in made.to_files().items():
-            draft.write_bytes(name, data)
+        for name, parts in made.to_files().items():
+            draft.write_bytes(name, *parts)
         return draft.publish({})
 
 

@@ -35,8 +35,8 @@ def publish(work, name, fill):
 
 
 def write_autoencoder(draft, sae):
-    for file, data in sae.to_files().items():
-        draft.write_bytes(file, data)
+    for file, parts in sae.to_files().items():
+        draft.write_bytes(file, *parts)
 
 
 def densities():
