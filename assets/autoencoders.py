@@ -79,9 +79,11 @@ def _board(workspace: Workspace, site: str) -> Iterator[OnRow | None]:
 
 
 def _make(job: Job) -> Mapping[Node, dict[str, Any]]:
+    from sae_pipeline.store import reuse_freed_memory
     from sae_pipeline.subjects import pick_device
     from sae_pipeline.training import train
 
+    reuse_freed_memory(map_large=True)
     work = job.workspace
     by_site: dict[str, dict[str, Node]] = {}
     for node in job.drafts:

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps, once: whether it works, not what it reaches")
     parser.add_argument("--folder", type=Path, help="where to put the data; default the system's temporary folder")
     options = parser.parse_args()
-    reuse_freed_memory()
+    reuse_freed_memory(map_large=True)  # as the asset of the autoencoders does
     results = [measure(options.folder, case, 1 if options.quick else 3) for case in cases(options.quick)]
     for found in results:
         goal = f"goal < {found['goal']}" if found["goal"] else ""

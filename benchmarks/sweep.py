@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps, once: whether it works, not what it reaches")
     parser.add_argument("--folder", type=Path, help="where to put the data; default the system's temporary folder")
     options = parser.parse_args()
-    reuse_freed_memory()
+    reuse_freed_memory(map_large=True)  # as the asset of the autoencoders does
     found = sweep(options.folder, 30 if options.quick else 300, 1 if options.quick else 3)
     print(f"twelve together / twelve alone {found['ratio']:.2f} ({found['ratios']}), goal {GOAL}; equal bit for bit")
     threads = torch.get_num_threads()

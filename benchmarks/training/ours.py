@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(self, task: Task, rows_xd: torch.Tensor) -> None:
         choose_topk(task.options.get("compiled"))
-        reuse_freed_memory()  # as every asset does
+        reuse_freed_memory(map_large=True)  # as the asset does
         hold(fast_float32_matmul())  # as the training loop does
         spec = spec_of(task)
         self.folder = tempfile.TemporaryDirectory()

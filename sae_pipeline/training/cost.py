@@ -31,12 +31,17 @@ def working_bytes(spec: AutoencoderSpec, d: int) -> int:
 
     The factors are fits to measured peaks on a CPU (docs/training.md).
     """
-    rows, scores = 8 * 4 * spec.batch * d, 4 * spec.batch * spec.n
+    rows, scores, weights = 20 * 4 * spec.batch * d, 4 * spec.batch * spec.n, _weight_bytes(spec, d)
     if _is_sparse(spec):
-        step = rows + min(scores, _SCORE_BYTES) + 64 * spec.batch * (spec.k or 0)
+        step = rows + min(scores, _SCORE_BYTES) + weights // 4 + 64 * spec.batch * (spec.k or 0)
     else:
-        step = rows + 2 * _weight_bytes(spec, d) + round(4.5 * scores)
-    return max(step, round(3.25 * _weight_bytes(spec, d)))
+        step = rows + 2 * weights + round(_score_arrays(spec) * scores)
+    return max(step, round(0.6 * step) + weights) if spec.ema is not None else step
+
+
+def _score_arrays(spec: AutoencoderSpec) -> float:
+    """Arrays of batch × n that a dense step holds; estimators of their own keep more of them for the way back."""
+    return 4.75 if recipe_of(spec.recipe).encoder == "relu" else 8.75
 
 
 def _is_sparse(spec: AutoencoderSpec) -> bool:
