@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -13,7 +11,6 @@ import torch
 from torch import Tensor
 
 VERSION = 1  # of the functions in `_selection.c`: raised there and here whenever one changes
-PARALLEL = 1 << 20  # scores: fewer take less time than handing them to other threads
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats order as these integers do
 
 
@@ -43,25 +40,7 @@ def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """`selection.candidates` for bfloat16 and float32, on as many threads as PyTorch uses."""
-    threads = torch.get_num_threads()
-    if threads == 1 or scores_bn.numel() < PARALLEL:
-        counts_b, latents = _candidates(found, scores_bn, k, slack_b, share)
-        return counts_b, latents.clone()
-    parts = zip(scores_bn.chunk(threads), slack_b.chunk(threads), strict=True)
-    done = list(_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts))
-    return torch.cat([counts_b for counts_b, _ in done]), torch.cat([latents for _, latents in done])
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="select")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
-
-
-def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """`selection.candidates` for bfloat16 and float32."""
     b, n = scores_bn.shape
     function = found.candidates_bfloat16 if scores_bn.dtype == torch.bfloat16 else found.candidates_float32
     counts_b = torch.empty(b, dtype=torch.int64)
@@ -71,7 +50,7 @@ def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, 
         scores_bn.data_ptr(), b, n, k, slack_b.data_ptr(), share,
         counts_b.data_ptr(), latents.data_ptr(), kept.data_ptr(),
     )  # fmt: skip
-    return counts_b, latents[:total]
+    return counts_b, latents[:total].clone()
 
 
 def largest(found: ctypes.CDLL, indptr: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:

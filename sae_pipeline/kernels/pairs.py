@@ -52,10 +52,18 @@ def sampled_product(indptr: Tensor, latents: Tensor, rows_bd: Tensor, W_nd: Tens
     return product.values()
 
 
-def group_by_latent(latents: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The stable order that sorts the pairs by latent, and where each latent's pairs then begin, [n+1]."""
+def group_by_latent(latents: Tensor, n: int, part: slice) -> tuple[Tensor, Tensor]:
+    """The places of the pairs whose latent is in a part of the n, stably sorted by it, and where each one's begin."""
+    if part.stop - part.start == n:
+        return _sorted(latents, n), starts(torch.bincount(latents, minlength=n))
+    mine = ((latents >= part.start) & (latents < part.stop)).nonzero()[:, 0]
+    own = latents.index_select(0, mine).sub_(part.start)
+    order, offsets = group_by_latent(own, part.stop - part.start, slice(0, part.stop - part.start))
+    return mine.index_select(0, order), offsets
+
+
+def _sorted(latents: Tensor, n: int) -> Tensor:
+    """The stable order that sorts."""
     if n <= 1 << 16:  # NumPy sorts 16-bit integers by radix, some ten times faster than a comparison sort
-        order = torch.from_numpy(np.argsort(latents.numpy().astype(np.uint16), kind="stable"))
-    else:
-        order = torch.sort(latents, stable=True).indices
-    return order, starts(torch.bincount(latents, minlength=n))
+        return torch.from_numpy(np.argsort(latents.numpy().astype(np.uint16), kind="stable"))
+    return torch.sort(latents, stable=True).indices

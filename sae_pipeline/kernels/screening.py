@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_pipeline.kernels import compiled
+from sae_pipeline.kernels.crew import ALONE, Crew
 from sae_pipeline.kernels.pairs import Support, sampled_product, starts
 from sae_pipeline.kernels.precision import screening_dtype
 from sae_pipeline.kernels.selection import candidates, largest
@@ -44,14 +45,15 @@ class Screen(NamedTuple):
     bias_losses: Tensor
 
 
-def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
+def topk_support(params: Parameters, xc_bd: Tensor, k: int, screen: Screen | None = None) -> Support | None:
     """The support of TopK: the positive entries among the k largest of W_enc xc + b_enc; of equal ones the first.
 
     At most k pairs a row, latents ascending. None where no bound holds because rows or parameters are not finite.
+    `screen`: of these parameters, if it is there already.
     """
     own = xc_bd.dtype
     for dtype in dict.fromkeys((screening_dtype(own), own)):
-        found = screened(params, xc_bd, k, dtype)
+        found = screened(params, xc_bd, k, dtype, screen)
         if found is not None:
             counts_b, latents = found
             indptr = starts(counts_b)
@@ -61,13 +63,17 @@ def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
     return None
 
 
-def screened(params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+def screened(
+    params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype, screen: Screen | None = None
+) -> tuple[Tensor, Tensor] | None:
     """What could be among the k largest of each row, as `candidates` gives it, by scores in `dtype`.
 
     None if no bound holds, or if the bound of a precision below the rows' own is too loose to be of use: one latent
     whose weights dwarf the others' is enough for that.
     """
-    screen, x = make_screen(params, dtype), round_rows("rows", xc_bd, dtype)
+    if screen is None or screen.weights.rows.dtype != dtype:
+        screen = make_screen(params, dtype)
+    x = round_rows(xc_bd, _memory("rows", xc_bd, dtype))
     slack_b = 2 * error_bound(screen, x)
     if not bool(slack_b.isfinite().all()):
         return None
@@ -77,15 +83,19 @@ def screened(params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype) -> t
     share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
     counts, latents = [], []
     for rows in chunks_of_rows(x.rows, len(W_nd)):
-        part_bd = x.rows[rows]
-        scores_bn = _buffer("scores", (len(part_bd), len(W_nd)), dtype)
-        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
-        found = candidates(scores_bn, k, slack_b[rows], share)
-        if len(found[1]) > most * len(part_bd):
+        found = candidates(scores(screen, x.rows[rows]), k, slack_b[rows], share)
+        if len(found[1]) > most * len(found[0]):
             return None
         counts.append(found[0])
         latents.append(found[1])
     return torch.cat(counts), torch.cat(latents)
+
+
+def scores(screen: Screen, rows_bd: Tensor) -> Tensor:
+    """Of all latents for rows in the screen's precision, [b, n], in memory that the next call takes over."""
+    W_nd = screen.weights.rows
+    scores_bn = _buffer("scores", (len(rows_bd), len(W_nd)), rows_bd.dtype)
+    return torch.addmm(screen.b_enc, rows_bd, W_nd.t(), out=scores_bn)
 
 
 def ways() -> dict[str, str]:
@@ -94,23 +104,25 @@ def ways() -> dict[str, str]:
     return {"screen": screen, "selection": "compiled" if compiled.library() else "PyTorch"}
 
 
-def make_screen(params: Parameters, dtype: torch.dtype) -> Screen:
+def make_screen(params: Parameters, dtype: torch.dtype, crew: Crew = ALONE) -> Screen:
     """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
-    bias_n = params.b_enc.to(dtype)
-    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, params.b_enc - bias_n)
+    bias_n, rounded = params.b_enc.to(dtype), _memory("weights", params.W_enc, dtype)
+    parts = crew.each(lambda part: round_rows(params.W_enc[part], rounded[part]), crew.parts(len(rounded)))
+    norms, losses = (torch.cat(of_part) for of_part in list(zip(*parts, strict=True))[1:])
+    return Screen(Rounded(rounded, norms, losses), bias_n, params.b_enc - bias_n)
 
 
-def round_rows(name: str, rows_rd: Tensor, dtype: torch.dtype) -> Rounded:
-    """Rows in another precision. They lie in memory of this thread that the next call of the same name takes over."""
+def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> Rounded:
+    """Rows into memory of another precision; or as they are, if that is where they lie."""
     norms = torch.linalg.vector_norm(rows_rd, dim=1)
-    if dtype == rows_rd.dtype:
+    if rounded_rd.dtype == rows_rd.dtype:
         return Rounded(rows_rd, norms, torch.zeros_like(norms))
-    rounded, losses = _buffer(name, rows_rd.shape, dtype).copy_(rows_rd), torch.empty_like(norms)
+    losses = torch.empty_like(norms)
     for start in range(0, len(rows_rd), ROWS):
-        part = rounded[start : start + ROWS]
+        part = rounded_rd[start : start + ROWS].copy_(rows_rd[start : start + ROWS])
         lost = _buffer("lost", part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
         torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
-    return Rounded(rounded, norms, losses)
+    return Rounded(rounded_rd, norms, losses)
 
 
 def error_bound(screen: Screen, x: Rounded) -> Tensor:
@@ -134,6 +146,11 @@ def chunks_of_rows(x_bd: Tensor, n: int) -> Iterator[slice]:
     rows = max(1, SCORE_BYTES // (x_bd.dtype.itemsize * n))
     for start in range(0, len(x_bd), rows):
         yield slice(start, start + rows)
+
+
+def _memory(name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where the rounded rows of a tensor go: memory that the next call of the same name takes over, or the tensor."""
+    return like if dtype == like.dtype else _buffer(name, like.shape, dtype)
 
 
 def _buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
