@@ -30,7 +30,10 @@ _scratch = threading.local()
 
 
 class Rounded(NamedTuple):
-    """Rows [r, d] in the screen's precision, the norms [r] of the rows and of what rounding took away from them."""
+    """Rows in the screen's precision, [r, d + 2]: the last two columns carry the biases through the product.
+
+    norms, losses [r]: of the first d columns before rounding, and of what it took away from them.
+    """
 
     rows: Tensor
     norms: Tensor
@@ -38,7 +41,7 @@ class Rounded(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """Parameters as the screen sees them: weights, biases [n], and what rounding took away from the biases."""
+    """Parameters as the screen sees them: weights and biases; these once more [n], and what rounding took from them."""
 
     weights: Rounded
     b_enc: Tensor
@@ -73,7 +76,7 @@ def screened(
     """
     if screen is None or screen.weights.rows.dtype != dtype:
         screen = make_screen(params, dtype)
-    x = round_rows(xc_bd, _memory("rows", xc_bd, dtype))
+    x = make_rows(xc_bd, dtype)
     slack_b = 2 * error_bound(screen, x)
     if not bool(slack_b.isfinite().all()):
         return None
@@ -94,8 +97,8 @@ def screened(
 def scores(screen: Screen, rows_bd: Tensor) -> Tensor:
     """Of all latents for rows in the screen's precision, [b, n], in memory that the next call takes over."""
     W_nd = screen.weights.rows
-    scores_bn = _buffer("scores", (len(rows_bd), len(W_nd)), rows_bd.dtype)
-    return torch.addmm(screen.b_enc, rows_bd, W_nd.t(), out=scores_bn)
+    scores_bn = _buffer("scores", len(rows_bd), len(W_nd), rows_bd.dtype)
+    return torch.mm(rows_bd, W_nd.t(), out=scores_bn)
 
 
 def ways() -> dict[str, str]:
@@ -105,24 +108,39 @@ def ways() -> dict[str, str]:
 
 
 def make_screen(params: Parameters, dtype: torch.dtype, crew: Crew = ALONE) -> Screen:
-    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
-    bias_n, rounded = params.b_enc.to(dtype), _memory("weights", params.W_enc, dtype)
-    parts = crew.each(lambda part: round_rows(params.W_enc[part], rounded[part]), crew.parts(len(rounded)))
-    norms, losses = (torch.cat(of_part) for of_part in list(zip(*parts, strict=True))[1:])
-    return Screen(Rounded(rounded, norms, losses), bias_n, params.b_enc - bias_n)
+    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step.
+
+    A bias is the sum of two columns, the second for what is lost in the first. Added to the scores by themselves, the
+    biases would cost a fifth of a product at d = 256.
+    """
+    n, d = params.W_enc.shape
+    rows = _buffer("weights", n, d + 2, dtype)
+    parts = crew.each(lambda part: round_rows(params.W_enc[part], rows[part, :d]), crew.parts(n))
+    norms, losses = (torch.cat(of_part) for of_part in zip(*parts, strict=True))
+    bias_losses = params.b_enc.clone()
+    for column in (d, d + 1):
+        bias_losses -= rows[:, column].copy_(bias_losses)
+    return Screen(Rounded(rows, norms, losses), params.b_enc - bias_losses, bias_losses)
 
 
-def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> Rounded:
-    """Rows into memory of another precision; or as they are, if that is where they lie."""
+def make_rows(xc_bd: Tensor, dtype: torch.dtype) -> Rounded:
+    """Rows [b, d] in the screen's precision, with ones for the biases."""
+    b, d = xc_bd.shape
+    rows = _buffer("rows", b, d + 2, dtype)
+    rows[:, d:] = 1.0
+    return Rounded(rows, *round_rows(xc_bd, rows[:, :d]))
+
+
+def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """Write rows in another precision; their norms [r], and those of what was lost."""
     norms = torch.linalg.vector_norm(rows_rd, dim=1)
-    if rounded_rd.dtype == rows_rd.dtype:
-        return Rounded(rows_rd, norms, torch.zeros_like(norms))
-    losses = torch.empty_like(norms)
+    losses = torch.zeros_like(norms)
     for start in range(0, len(rows_rd), ROWS):
         part = rounded_rd[start : start + ROWS].copy_(rows_rd[start : start + ROWS])
-        lost = _buffer("lost", part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
-        torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
-    return Rounded(rounded_rd, norms, losses)
+        if part.dtype != rows_rd.dtype:
+            lost = _buffer("lost", *part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
+            torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
+    return norms, losses
 
 
 def error_bound(screen: Screen, x: Rounded) -> Tensor:
@@ -136,7 +154,7 @@ def error_bound(screen: Screen, x: Rounded) -> Tensor:
     products_b = (x.norms + x.losses) * (norm + loss)
     possible_n = screen.b_enc > -MARGIN * products_b.max()
     bias, bias_loss = ((term_n * possible_n).abs().max() for term_n in (screen.b_enc, screen.bias_losses))
-    epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
+    epsilon = x.rows.shape[1] * torch.finfo(x.norms.dtype).eps
     bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + bias_loss + epsilon * (products_b + bias))
     return bound_b
 
@@ -148,16 +166,14 @@ def chunks_of_rows(x_bd: Tensor, n: int) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _memory(name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where the rounded rows of a tensor go: memory that the next call of the same name takes over, or the tensor."""
-    return like if dtype == like.dtype else _buffer(name, like.shape, dtype)
+def _buffer(name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread, contents arbitrary: fresh pages for large tensors cost as much as what is done in them.
 
-
-def _buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory of this thread, contents arbitrary: fresh pages for large tensors cost as much as what is done in them."""
-    size = torch.Size(shape).numel()
+    The next call of the same name takes it over.
+    """
+    size = rows * columns
     held: Tensor | None = getattr(_scratch, f"{name}_{dtype.itemsize}", None)
     if held is None or held.dtype != dtype or len(held) < size:
         held = torch.empty(size, dtype=dtype)
         setattr(_scratch, f"{name}_{dtype.itemsize}", held)
-    return held[:size].view(shape)
+    return held[:size].view(rows, columns)
