@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 1  # of the functions in `_selection.c`: raised there and here whenever one changes
+VERSION = 2  # of the functions in `_selection.c`: raised there and here whenever one changes
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats order as these integers do
 
 
@@ -36,6 +36,10 @@ def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes = [pointer, integer, integer, integer, pointer, ctypes.c_float, pointer, pointer, pointer]
     found.largest_float32.restype = integer
     found.largest_float32.argtypes = [pointer, pointer, integer, integer, pointer, pointer]
+    found.round_rows.restype = None
+    found.round_rows.argtypes = [pointer, integer, integer, integer, pointer, integer, pointer, pointer]
+    found.group_pairs.restype = integer
+    found.group_pairs.argtypes = [pointer] * 4 + [integer] * 3 + [pointer] * 5
     return found
 
 
@@ -61,3 +65,29 @@ def largest(found: ctypes.CDLL, indptr: Tensor, values: Tensor, k: int) -> tuple
         indptr.data_ptr(), values.data_ptr(), len(counts_b), k, counts_b.data_ptr(), places.data_ptr()
     )
     return counts_b, places[:total]
+
+
+def round_rows(found: ctypes.CDLL, rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """`screening.round_rows` from float32 to bfloat16."""
+    r, d = rows_rd.shape
+    norms, losses = torch.empty(r), torch.empty(r)
+    found.round_rows(
+        rows_rd.data_ptr(), rows_rd.stride(0), r, d, rounded_rd.data_ptr(), rounded_rd.stride(0),
+        norms.data_ptr(), losses.data_ptr(),
+    )  # fmt: skip
+    return norms.sqrt_(), losses.sqrt_()
+
+
+def grouped(
+    found: ctypes.CDLL, tokens: Tensor, latents: Tensor, z: Tensor, g_pre: Tensor, part: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pairs.grouped` for float32."""
+    count = part.stop - part.start
+    offsets, sums = torch.empty(count + 2, dtype=torch.int64), torch.empty(count + 1)
+    out = torch.empty_like(tokens), torch.empty_like(z), torch.empty_like(g_pre)
+    total = found.group_pairs(
+        *(tensor.data_ptr() for tensor in (latents, tokens, z, g_pre)), len(latents), part.start, count,
+        *(tensor.data_ptr() for tensor in (offsets, *out, sums)),
+    )  # fmt: skip
+    own_tokens, own_z, own_g_pre = (tensor[:total] for tensor in out)
+    return offsets[:-1], own_tokens, own_z, own_g_pre, sums[:-1]

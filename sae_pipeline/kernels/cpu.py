@@ -25,7 +25,7 @@ from sae_pipeline.kernels.auxk import AuxGradient, auxk_gradient
 from sae_pipeline.kernels.crew import Crew, crew_of
 from sae_pipeline.kernels.objective import Losses, Objective
 from sae_pipeline.kernels.optimiser import Optimiser, clip_factor, tangent, update_rows
-from sae_pipeline.kernels.pairs import Support, decode, group_by_latent, sampled_product
+from sae_pipeline.kernels.pairs import Grouped, Support, decode, grouped, sampled_product
 from sae_pipeline.kernels.state import Parameters, TrainState
 
 BLOCK_BYTES = 1 << 19  # of one weight matrix, updated at a time
@@ -56,17 +56,13 @@ class Pairs(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What the gradient of any block within some latents is made from; their pairs are grouped by latent.
+    """What the gradient of any block within some latents is made from: their pairs, xc_bd = x − b_pre, gx_bd = dL/dx̂.
 
-    tokens, z, g_pre: flat [pairs]; offsets [latents + 1]: where each one's pairs begin; xc_bd = x − b_pre;
-    gx_bd = dL/dx̂; b_enc [latents]: gradient; b_pre [d]: what these latents take from the gradient of b_pre.
+    b_enc [latents]: its gradient; b_pre [d]: what these latents take from the gradient of b_pre.
     """
 
     latents: slice
-    tokens: Tensor
-    offsets: Tensor
-    z: Tensor
-    g_pre: Tensor
+    pairs: Grouped
     xc_bd: Tensor
     gx_bd: Tensor
     b_enc: Tensor
@@ -159,22 +155,21 @@ def _at_pairs(crew: Crew, params: Parameters, batch: Batch, g_error: float, g_l1
 def _backward(
     params: Parameters, part: slice, pairs: Pairs, g_pre: Tensor, xc_bd: Tensor, gx_bd: Tensor, aux: AuxGradient | None
 ) -> Backward:
-    order, offsets = group_by_latent(pairs.latents, len(params.W_enc), part)
-    tokens, latents, z, g_pre = (of_pair.index_select(0, order) for of_pair in (*pairs, g_pre))
-    b_enc = torch.zeros_like(params.b_enc[part]).index_add_(0, latents.sub_(part.start), g_pre)
+    own = grouped(*pairs, g_pre, len(params.W_enc), part)
+    b_enc = own.g_sums
     if aux is not None:
         aux.add_to(b_enc, "b_enc", part.start, part.stop)
-    return Backward(part, tokens, offsets, z, g_pre, xc_bd, gx_bd, b_enc, b_enc @ params.W_enc[part], aux)
+    return Backward(part, own, xc_bd, gx_bd, b_enc, b_enc @ params.W_enc[part], aux)
 
 
 def _row_gradient(backward: Backward, name: str, rows: slice, unit_rows: Tensor) -> Tensor:
     """dL/dW[rows]; for W_dec its component tangent to the unit rows."""
-    source, weights = (backward.xc_bd, backward.g_pre) if name == "W_enc" else (backward.gx_bd, backward.z)
-    before = backward.latents.start
-    offsets = backward.offsets[rows.start - before : rows.stop - before + 1]
+    pairs, before = backward.pairs, backward.latents.start
+    source, weights = (backward.xc_bd, pairs.g_pre) if name == "W_enc" else (backward.gx_bd, pairs.z)
+    offsets = pairs.offsets[rows.start - before : rows.stop - before + 1]
     first, last = int(offsets[0]), int(offsets[-1])
     gradient = F.embedding_bag(
-        backward.tokens[first:last], source, offsets - first,
+        pairs.tokens[first:last], source, offsets - first,
         mode="sum", per_sample_weights=weights[first:last], include_last_offset=True,
     )  # fmt: skip
     if backward.aux is not None:

@@ -133,6 +133,9 @@ def make_rows(xc_bd: Tensor, dtype: torch.dtype) -> Rounded:
 
 def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
     """Write rows in another precision; their norms [r], and those of what was lost."""
+    library = compiled.library()
+    if library is not None and (rows_rd.dtype, rounded_rd.dtype) == (torch.float32, torch.bfloat16):
+        return compiled.round_rows(library, rows_rd, rounded_rd)
     norms = torch.linalg.vector_norm(rows_rd, dim=1)
     losses = torch.zeros_like(norms)
     for start in range(0, len(rows_rd), ROWS):
