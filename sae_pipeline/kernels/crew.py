@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
-from threading import Lock, Thread
+from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -31,6 +31,8 @@ class Crew:
         if size > 1:
             self._leader = ThreadPoolExecutor(1, "lead", initializer=_limit_to_one_thread)
             self._others = ThreadPoolExecutor(size - 1, "crew", initializer=_limit_to_one_thread)
+            meeting = Barrier(size)  # so that none is still being limited, and the process with it, when work begins
+            wait([self._leader.submit(meeting.wait), *(self._others.submit(meeting.wait) for _ in range(size - 1))])
 
     def lead(self, work: Callable[[], Result]) -> Result:
         """Do the work on the leading thread and wait for its end, even where the wait is interrupted.
