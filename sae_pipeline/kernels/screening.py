@@ -141,7 +141,7 @@ def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, len(rows_rd), ROWS):
         part = rounded_rd[start : start + ROWS].copy_(rows_rd[start : start + ROWS])
         if part.dtype != rows_rd.dtype:
-            lost = _buffer("lost", *part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
+            lost = _buffer("lost", len(part), part.shape[1], rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
             torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
     return norms, losses
 
