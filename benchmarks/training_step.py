@@ -38,6 +38,7 @@ from sae_pipeline.kernels import (
     screening,
     ways,
 )
+from sae_pipeline.store import reuse_freed_memory
 
 DEMO = [(256, n, k, 1024) for n in (256, 512, 1024, 2048, 4096) for k in (4, 8, 16)]  # d, n, k, batch
 LARGE = [(256, 4096, 32, 2048), (768, 16384, 32, 2048), (768, 32768, 64, 2048)]
@@ -184,21 +185,20 @@ def timed(spent_s: dict[str, list[float]]) -> Iterator[None]:
 
 
 def profile(size: Size, threads: int, steps: int) -> dict[str, Any]:
-    """Milliseconds a step by part, as means over the threads, in the median step; the rest is all else and waiting."""
+    """Milliseconds by part of the step of median length, as means over threads; the rest is all else and waiting."""
     x_md = activations(BATCHES * size.batch, size.d)
     run, batches = kinds(size, x_md)[0]["sparse"], x_md.split(size.batch)
-    found: dict[str, list[float]] = {part: [] for part in ("step", *PARTS)}
+    found: list[dict[str, float]] = []
     for t in range(steps + 1):
         spent_s: dict[str, list[float]] = {part: [] for part in PARTS}
         started = time.perf_counter()
         with timed(spent_s):
             run(batches[t % BATCHES])
-        if t:
-            found["step"].append(time.perf_counter() - started)
-            for part, calls_s in spent_s.items():
-                found[part].append(sum(calls_s) / threads)
-    ms = {part: round(1e3 * statistics.median(times_s), 2) for part, times_s in found.items()}
-    return {**size._asdict(), "threads": threads, "ms": ms | {"rest": round(2 * ms["step"] - sum(ms.values()), 2)}}
+        step_s = time.perf_counter() - started
+        parts_s = {part: sum(calls_s) / threads for part, calls_s in spent_s.items()}
+        found.append({"step": step_s, **parts_s, "rest": step_s - sum(parts_s.values())})
+    median = sorted(found[1:], key=lambda each: each["step"])[steps // 2]
+    return {**size._asdict(), "threads": threads, "ms": {part: round(1e3 * spent, 2) for part, spent in median.items()}}
 
 
 def agreement(size: Size, params: Parameters, xc_bd: torch.Tensor) -> dict[str, float]:
@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small cases, two turns; nothing is written")
     parser.add_argument("--turns", type=int, default=5, help="how often everything takes its turn")
     options = parser.parse_args()
+    reuse_freed_memory()  # as every asset does
     quick = options.quick
     every = os.cpu_count() or 1
     cases = [(Size(*size), 1) for size in (QUICK if quick else [*DEMO, *LARGE])]

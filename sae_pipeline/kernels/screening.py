@@ -139,9 +139,10 @@ def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(rows_rd, dim=1)
     losses = torch.zeros_like(norms)
     for start in range(0, len(rows_rd), ROWS):
-        part = rounded_rd[start : start + ROWS].copy_(rows_rd[start : start + ROWS])
-        if part.dtype != rows_rd.dtype:
-            lost = _buffer("lost", len(part), part.shape[1], rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
+        exact = rows_rd[start : start + ROWS]
+        part = rounded_rd[start : start + ROWS].copy_(exact)
+        if part.dtype != exact.dtype:
+            lost = _buffer("lost", len(exact), exact.shape[1], exact.dtype).copy_(part).sub_(exact)
             torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
     return norms, losses
 
