@@ -3,8 +3,8 @@
 Everything takes its turn in one process on the same batches, and what counts are ratios within one turn: of the sparse
 step to the dense one, and to a step that would consist of nothing but its one dense product, in bfloat16 and in
 float32. Each size runs on one thread, timed by the processor, which on a quiet machine is the clock; the large ones
-also on all threads, timed by the clock. Beside the rates: what one latent in a hundred being dead costs, and how many
-entries of the support the screen alone would have got wrong.
+also on all threads, timed by the clock. Beside the rates: what one latent in a hundred being dead costs, how many
+entries of the support the screen alone would have got wrong, and how long the parts of the step take.
 
 Run `python benchmarks/training_step.py [--quick] [--turns N]`; prints a table, writes results/training_step.json.
 """
@@ -38,10 +38,24 @@ from sae_pipeline.kernels import (
     screening,
     ways,
 )
+from sae_pipeline.store import reuse_freed_memory
 
 DEMO = [(256, n, k, 1024) for n in (256, 512, 1024, 2048, 4096) for k in (4, 8, 16)]  # d, n, k, batch
 LARGE = [(256, 4096, 32, 2048), (768, 16384, 32, 2048), (768, 32768, 64, 2048)]
 QUICK = [DEMO[0], DEMO[7]]
+PROFILED = LARGE[:2]
+PARTS = {
+    "rounding": (screening, "round_rows"),
+    "scores": (screening, "scores"),
+    "candidates": (screening, "candidates"),
+    "exact scores": (screening, "sampled_product"),
+    "the k best": (screening, "largest"),
+    "decoding": (cpu, "decode"),
+    "gradient at the latents": (cpu, "sampled_product"),
+    "grouping": (cpu, "grouped"),
+    "gradient of the weights": (cpu, "_row_gradient"),
+    "update": (cpu, "update_rows"),
+}  # none of which calls another
 BATCHES = 4
 DEAD_SHARE = 0.01
 NEVER = 10**12  # tokens
@@ -147,6 +161,46 @@ def rates(size: Size, threads: int, turns: int) -> tuple[dict[str, list[float]],
     return found, agreement(size, state.params, batches[0] - state.params.b_pre)
 
 
+@contextmanager
+def timed(spent_s: dict[str, list[float]]) -> Iterator[None]:
+    """Note how long each call of each part takes, on whatever thread."""
+    plain = {part: getattr(module, name) for part, (module, name) in PARTS.items()}
+
+    def noting(part: str) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = plain[part](*given, **named)
+            spent_s[part].append(time.perf_counter() - started)
+            return result
+
+        return run
+
+    for part, (module, name) in PARTS.items():
+        setattr(module, name, noting(part))
+    try:
+        yield
+    finally:
+        for part, (module, name) in PARTS.items():
+            setattr(module, name, plain[part])
+
+
+def profile(size: Size, threads: int, steps: int) -> dict[str, Any]:
+    """Milliseconds by part of the step of median length, as means over threads; the rest is all else and waiting."""
+    x_md = activations(BATCHES * size.batch, size.d)
+    run, batches = kinds(size, x_md)[0]["sparse"], x_md.split(size.batch)
+    found: list[dict[str, float]] = []
+    for t in range(steps + 1):
+        spent_s: dict[str, list[float]] = {part: [] for part in PARTS}
+        started = time.perf_counter()
+        with timed(spent_s):
+            run(batches[t % BATCHES])
+        step_s = time.perf_counter() - started
+        parts_s = {part: sum(calls_s) / threads for part, calls_s in spent_s.items()}
+        found.append({"step": step_s, **parts_s, "rest": step_s - sum(parts_s.values())})
+    median = sorted(found[1:], key=lambda each: each["step"])[steps // 2]
+    return {**size._asdict(), "threads": threads, "ms": {part: round(1e3 * spent, 2) for part, spent in median.items()}}
+
+
 def agreement(size: Size, params: Parameters, xc_bd: torch.Tensor) -> dict[str, float]:
     """Shares of the entries of float32's support that the step chooses, and that the screen alone would; candidates."""
     support = screening.topk_support(params, xc_bd, size.k)
@@ -212,6 +266,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small cases, two turns; nothing is written")
     parser.add_argument("--turns", type=int, default=5, help="how often everything takes its turn")
     options = parser.parse_args()
+    reuse_freed_memory()  # as every asset does
     quick = options.quick
     every = os.cpu_count() or 1
     cases = [(Size(*size), 1) for size in (QUICK if quick else [*DEMO, *LARGE])]
@@ -220,12 +275,17 @@ def main() -> None:
     print(
         "   d      n   k  thr  dense tok/s sparse tok/s   ratio    min..max  of bf16   AuxK     kept bf16 alone cand/k"
     )
-    results = []
+    results, profiles = [], []
     with fast_float32_matmul() as precision, torch.no_grad():
         for size, threads in cases:
             torch.set_num_threads(threads)
             results.append(summary(size, threads, *rates(size, threads, 2 if quick else options.turns)))
             print(line(results[-1]), flush=True)
+        for size in QUICK[:1] if quick else PROFILED:
+            for threads in sorted({1, every}):
+                torch.set_num_threads(threads)
+                profiles.append(profile(Size(*size), threads, 3 if quick else 20))
+                print(profiles[-1], flush=True)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -236,7 +296,7 @@ def main() -> None:
     if not quick:
         path = Path(__file__).parent / "results" / "training_step.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"machine": machine, "cases": results}, indent=2) + "\n")
+        path.write_text(json.dumps({"machine": machine, "cases": results, "profiles": profiles}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

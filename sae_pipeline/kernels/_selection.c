@@ -1,4 +1,4 @@
-/* Selection on the CPU: what `selection.py` says in PyTorch, to the same result.
+/* Rounding, selection and grouping on the CPU: what is said in PyTorch beside each use, to the same support and bits.
  *
  * Plain loops that compilers vectorise; on x86-64 Linux one copy of each function is made for every vector width and
  * the loader takes the one that the processor has. No Python here: the library is opened with ctypes. */
@@ -24,10 +24,11 @@
 
 #define GROUPS 1024 /* most group maxima of a row: a few KB, so they stay in the first cache */
 #define BLOCK 64    /* entries compared together */
+#define LANES 32    /* sums kept side by side: two of the widest vectors */
 #define PART 16384  /* entries whose count surely fits a key */
 
 /* Raised with VERSION in compiled.py whenever a function changes: a library built from an older file is left alone. */
-PUBLIC int64_t selection_version(void) { return 1; }
+PUBLIC int64_t selection_version(void) { return 2; }
 
 INLINE float as_float(uint32_t bits) {
     float value;
@@ -157,4 +158,61 @@ PUBLIC WIDEST int64_t largest_float32(const int64_t *indptr, const int32_t *valu
         counts[row] = total - before;
     }
     return total;
+}
+
+/* Up to LANES floats to bfloat16, ties to even; their squares and those of what is lost are added to sums by place. */
+INLINE void round_few(const float *from, uint16_t *to, int64_t count, float *squares, float *lost_squares) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = as_bits(from[i]);
+        const uint32_t kept = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+        const float lost = as_float(kept << 16) - from[i];
+        to[i] = (uint16_t)kept;
+        squares[i] += from[i] * from[i];
+        lost_squares[i] += lost * lost;
+    }
+}
+
+/* Rows [r, d] rounded to bfloat16, their squared norms [r] and those of what is lost. Strides are in elements. */
+PUBLIC WIDEST void round_rows(const float *restrict rows, int64_t stride, int64_t r, int64_t d,
+                              uint16_t *restrict rounded, int64_t rounded_stride, float *norms, float *losses) {
+    for (int64_t row = 0; row < r; row++) {
+        const float *from = rows + row * stride;
+        uint16_t *to = rounded + row * rounded_stride;
+        float squares[LANES] = {0}, lost_squares[LANES] = {0}, square = 0, lost_square = 0;
+        int64_t start = 0;
+        for (; start + LANES <= d; start += LANES) round_few(from + start, to + start, LANES, squares, lost_squares);
+        round_few(from + start, to + start, d - start, squares, lost_squares);
+        for (int64_t i = 0; i < LANES; i++) square += squares[i], lost_square += lost_squares[i];
+        norms[row] = square;
+        losses[row] = lost_square;
+    }
+}
+
+INLINE int64_t place_of(int64_t latent, int64_t first, int64_t count) {
+    const uint64_t own = (uint64_t)(latent - first);
+    return own < (uint64_t)count ? (int64_t)own : count;
+}
+
+/* The pairs of `count` latents from `first` on, grouped by latent, in their order within each; behind them all others.
+ *
+ * Without a branch, which could not be foretold. offsets [count + 2]: where the pairs of each begin and the last one's
+ * end; sums [count + 1]: of g, added in that order. Outputs have room for all pairs. Returns how many are grouped. */
+PUBLIC int64_t group_pairs(const int64_t *latents, const int64_t *tokens, const float *z, const float *g, int64_t pairs,
+                           int64_t first, int64_t count, int64_t *offsets, int64_t *tokens_out, float *z_out,
+                           float *g_out, float *sums) {
+    memset(offsets, 0, (size_t)(count + 2) * sizeof *offsets);
+    memset(sums, 0, (size_t)(count + 1) * sizeof *sums);
+    for (int64_t pair = 0; pair < pairs; pair++) offsets[place_of(latents[pair], first, count) + 1]++;
+    for (int64_t own = 0; own <= count; own++) offsets[own + 1] += offsets[own];
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        const int64_t own = place_of(latents[pair], first, count);
+        const int64_t place = offsets[own]++; /* so in the end each offset is that of the next latent */
+        tokens_out[place] = tokens[pair];
+        z_out[place] = z[pair];
+        g_out[place] = g[pair];
+        sums[own] += g[pair];
+    }
+    memmove(offsets + 1, offsets, (size_t)count * sizeof *offsets);
+    offsets[0] = 0;
+    return offsets[count];
 }

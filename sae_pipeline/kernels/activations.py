@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sae_pipeline.kernels.crew import Crew
 from sae_pipeline.kernels.pairs import Support
-from sae_pipeline.kernels.screening import chunks_of_rows, topk_support
+from sae_pipeline.kernels.precision import screening_dtype
+from sae_pipeline.kernels.screening import Screen, chunks_of_rows, make_screen, topk_support
 from sae_pipeline.kernels.state import Parameters
 
 MAX_SHARE = 5  # a support of more than 1/5 of the entries gains nothing from being treated as sparse (measured)
@@ -22,7 +24,11 @@ class Activation(Protocol):
         """Latents [b, n], differentiable."""
         ...
 
-    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+    def prepare(self, params: Parameters, crew: Crew) -> Any:
+        """What `support` may be given for any rows while the parameters stay as they are."""
+        ...
+
+    def support(self, params: Parameters, xc_bd: Tensor, prepared: Any = None) -> Support | None:
         """The positive latents of rows x − b_pre [b, d] with π = W_enc (x − b_pre) + b_enc, not differentiable.
 
         None where too many are positive to gain by a sparse step, or where they cannot be told.
@@ -41,9 +47,13 @@ class TopK:
         values, indices = pre_bn.topk(self.k, dim=1, sorted=False)
         return torch.zeros_like(pre_bn).scatter(1, indices, values.relu())
 
-    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+    def prepare(self, params: Parameters, crew: Crew) -> Screen:
+        """The screen that is tried first; its weights lie in memory that the next call on this thread takes over."""
+        return make_screen(params, screening_dtype(params.W_enc.dtype), crew)
+
+    def support(self, params: Parameters, xc_bd: Tensor, prepared: Screen | None = None) -> Support | None:
         """At most k pairs a token; None where rows or parameters are not finite."""
-        return topk_support(params, xc_bd, self.k)
+        return topk_support(params, xc_bd, self.k, prepared)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,10 @@ class ReLU:
         """Latents [b, n]."""
         return pre_bn.relu()
 
-    def support(self, params: Parameters, xc_bd: Tensor) -> Support | None:
+    def prepare(self, params: Parameters, crew: Crew) -> None:
+        """Nothing."""
+
+    def support(self, params: Parameters, xc_bd: Tensor, prepared: None = None) -> Support | None:
         """The positive pairs; None if they are more than a fifth of all in some chunk of rows."""
         counts, latents, values = [], [], []
         for rows in chunks_of_rows(xc_bd, len(params.W_enc)):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -12,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 1  # of the functions in `_selection.c`: raised there and here whenever one changes
-PARALLEL = 1 << 20  # scores: fewer take less time than handing them to other threads
+VERSION = 2  # of the functions in `_selection.c`: raised there and here whenever one changes
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # positive floats order as these integers do
 
 
@@ -39,29 +36,15 @@ def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes = [pointer, integer, integer, integer, pointer, ctypes.c_float, pointer, pointer, pointer]
     found.largest_float32.restype = integer
     found.largest_float32.argtypes = [pointer, pointer, integer, integer, pointer, pointer]
+    found.round_rows.restype = None
+    found.round_rows.argtypes = [pointer, integer, integer, integer, pointer, integer, pointer, pointer]
+    found.group_pairs.restype = integer
+    found.group_pairs.argtypes = [pointer] * 4 + [integer] * 3 + [pointer] * 5
     return found
 
 
 def candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """`selection.candidates` for bfloat16 and float32, on as many threads as PyTorch uses."""
-    threads = torch.get_num_threads()
-    if threads == 1 or scores_bn.numel() < PARALLEL:
-        counts_b, latents = _candidates(found, scores_bn, k, slack_b, share)
-        return counts_b, latents.clone()
-    parts = zip(scores_bn.chunk(threads), slack_b.chunk(threads), strict=True)
-    done = list(_pool().map(lambda part: _candidates(found, part[0], k, part[1], share), parts))
-    return torch.cat([counts_b for counts_b, _ in done]), torch.cat([latents for _, latents in done])
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="select")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
-
-
-def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """`selection.candidates` for bfloat16 and float32."""
     b, n = scores_bn.shape
     function = found.candidates_bfloat16 if scores_bn.dtype == torch.bfloat16 else found.candidates_float32
     counts_b = torch.empty(b, dtype=torch.int64)
@@ -71,7 +54,7 @@ def _candidates(found: ctypes.CDLL, scores_bn: Tensor, k: int, slack_b: Tensor, 
         scores_bn.data_ptr(), b, n, k, slack_b.data_ptr(), share,
         counts_b.data_ptr(), latents.data_ptr(), kept.data_ptr(),
     )  # fmt: skip
-    return counts_b, latents[:total]
+    return counts_b, latents[:total].clone()
 
 
 def largest(found: ctypes.CDLL, indptr: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -82,3 +65,29 @@ def largest(found: ctypes.CDLL, indptr: Tensor, values: Tensor, k: int) -> tuple
         indptr.data_ptr(), values.data_ptr(), len(counts_b), k, counts_b.data_ptr(), places.data_ptr()
     )
     return counts_b, places[:total]
+
+
+def round_rows(found: ctypes.CDLL, rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """`screening.round_rows` from float32 to bfloat16."""
+    r, d = rows_rd.shape
+    norms, losses = torch.empty(r), torch.empty(r)
+    found.round_rows(
+        rows_rd.data_ptr(), rows_rd.stride(0), r, d, rounded_rd.data_ptr(), rounded_rd.stride(0),
+        norms.data_ptr(), losses.data_ptr(),
+    )  # fmt: skip
+    return norms.sqrt_(), losses.sqrt_()
+
+
+def grouped(
+    found: ctypes.CDLL, tokens: Tensor, latents: Tensor, z: Tensor, g_pre: Tensor, part: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pairs.grouped` for float32."""
+    count = part.stop - part.start
+    offsets, sums = torch.empty(count + 2, dtype=torch.int64), torch.empty(count + 1)
+    out = torch.empty_like(tokens), torch.empty_like(z), torch.empty_like(g_pre)
+    total = found.group_pairs(
+        *(tensor.data_ptr() for tensor in (latents, tokens, z, g_pre)), len(latents), part.start, count,
+        *(tensor.data_ptr() for tensor in (offsets, *out, sums)),
+    )  # fmt: skip
+    own_tokens, own_z, own_g_pre = (tensor[:total] for tensor in out)
+    return offsets[:-1], own_tokens, own_z, own_g_pre, sums[:-1]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_pipeline.kernels import compiled
+from sae_pipeline.kernels.crew import ALONE, Crew
 from sae_pipeline.kernels.pairs import Support, sampled_product, starts
 from sae_pipeline.kernels.precision import screening_dtype
 from sae_pipeline.kernels.selection import candidates, largest
@@ -29,7 +30,10 @@ _scratch = threading.local()
 
 
 class Rounded(NamedTuple):
-    """Rows [r, d] in the screen's precision, the norms [r] of the rows and of what rounding took away from them."""
+    """Rows in the screen's precision, [r, d + 2]: the last two columns carry the biases through the product.
+
+    norms, losses [r]: of the first d columns before rounding, and of what it took away from them.
+    """
 
     rows: Tensor
     norms: Tensor
@@ -37,21 +41,22 @@ class Rounded(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """Parameters as the screen sees them: weights, biases [n], and what rounding took away from the biases."""
+    """Parameters as the screen sees them: weights and biases; these once more [n], and what rounding took from them."""
 
     weights: Rounded
     b_enc: Tensor
     bias_losses: Tensor
 
 
-def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
+def topk_support(params: Parameters, xc_bd: Tensor, k: int, screen: Screen | None = None) -> Support | None:
     """The support of TopK: the positive entries among the k largest of W_enc xc + b_enc; of equal ones the first.
 
     At most k pairs a row, latents ascending. None where no bound holds because rows or parameters are not finite.
+    `screen`: of these parameters, if it is there already.
     """
     own = xc_bd.dtype
     for dtype in dict.fromkeys((screening_dtype(own), own)):
-        found = screened(params, xc_bd, k, dtype)
+        found = screened(params, xc_bd, k, dtype, screen)
         if found is not None:
             counts_b, latents = found
             indptr = starts(counts_b)
@@ -61,13 +66,17 @@ def topk_support(params: Parameters, xc_bd: Tensor, k: int) -> Support | None:
     return None
 
 
-def screened(params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+def screened(
+    params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype, screen: Screen | None = None
+) -> tuple[Tensor, Tensor] | None:
     """What could be among the k largest of each row, as `candidates` gives it, by scores in `dtype`.
 
     None if no bound holds, or if the bound of a precision below the rows' own is too loose to be of use: one latent
     whose weights dwarf the others' is enough for that.
     """
-    screen, x = make_screen(params, dtype), round_rows("rows", xc_bd, dtype)
+    if screen is None or screen.weights.rows.dtype != dtype:
+        screen = make_screen(params, dtype)
+    x = make_rows(xc_bd, dtype)
     slack_b = 2 * error_bound(screen, x)
     if not bool(slack_b.isfinite().all()):
         return None
@@ -77,15 +86,19 @@ def screened(params: Parameters, xc_bd: Tensor, k: int, dtype: torch.dtype) -> t
     share = 1.0 - torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1.0
     counts, latents = [], []
     for rows in chunks_of_rows(x.rows, len(W_nd)):
-        part_bd = x.rows[rows]
-        scores_bn = _buffer("scores", (len(part_bd), len(W_nd)), dtype)
-        torch.addmm(screen.b_enc, part_bd, W_nd.t(), out=scores_bn)
-        found = candidates(scores_bn, k, slack_b[rows], share)
-        if len(found[1]) > most * len(part_bd):
+        found = candidates(scores(screen, x.rows[rows]), k, slack_b[rows], share)
+        if len(found[1]) > most * len(found[0]):
             return None
         counts.append(found[0])
         latents.append(found[1])
     return torch.cat(counts), torch.cat(latents)
+
+
+def scores(screen: Screen, rows_bd: Tensor) -> Tensor:
+    """Of all latents for rows in the screen's precision, [b, n], in memory that the next call takes over."""
+    W_nd = screen.weights.rows
+    scores_bn = _buffer("scores", len(rows_bd), len(W_nd), rows_bd.dtype)
+    return torch.mm(rows_bd, W_nd.t(), out=scores_bn)
 
 
 def ways() -> dict[str, str]:
@@ -94,23 +107,44 @@ def ways() -> dict[str, str]:
     return {"screen": screen, "selection": "compiled" if compiled.library() else "PyTorch"}
 
 
-def make_screen(params: Parameters, dtype: torch.dtype) -> Screen:
-    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step."""
-    bias_n = params.b_enc.to(dtype)
-    return Screen(round_rows("weights", params.W_enc, dtype), bias_n, params.b_enc - bias_n)
+def make_screen(params: Parameters, dtype: torch.dtype, crew: Crew = ALONE) -> Screen:
+    """W_enc and b_enc in the screen's precision: a function of the parameters alone, made anew at every step.
+
+    A bias is the sum of two columns, the second for what is lost in the first. Added to the scores by themselves, the
+    biases would cost a fifth of a product at d = 256.
+    """
+    n, d = params.W_enc.shape
+    rows = _buffer("weights", n, d + 2, dtype)
+    parts = crew.each(lambda part: round_rows(params.W_enc[part], rows[part, :d]), crew.parts(n))
+    norms, losses = (torch.cat(of_part) for of_part in zip(*parts, strict=True))
+    bias_losses = params.b_enc.clone()
+    for column in (d, d + 1):
+        bias_losses -= rows[:, column].copy_(bias_losses)
+    return Screen(Rounded(rows, norms, losses), params.b_enc - bias_losses, bias_losses)
 
 
-def round_rows(name: str, rows_rd: Tensor, dtype: torch.dtype) -> Rounded:
-    """Rows in another precision. They lie in memory of this thread that the next call of the same name takes over."""
+def make_rows(xc_bd: Tensor, dtype: torch.dtype) -> Rounded:
+    """Rows [b, d] in the screen's precision, with ones for the biases."""
+    b, d = xc_bd.shape
+    rows = _buffer("rows", b, d + 2, dtype)
+    rows[:, d:] = 1.0
+    return Rounded(rows, *round_rows(xc_bd, rows[:, :d]))
+
+
+def round_rows(rows_rd: Tensor, rounded_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """Write rows in another precision; their norms [r], and those of what was lost."""
+    library = compiled.library()
+    if library is not None and (rows_rd.dtype, rounded_rd.dtype) == (torch.float32, torch.bfloat16):
+        return compiled.round_rows(library, rows_rd, rounded_rd)
     norms = torch.linalg.vector_norm(rows_rd, dim=1)
-    if dtype == rows_rd.dtype:
-        return Rounded(rows_rd, norms, torch.zeros_like(norms))
-    rounded, losses = _buffer(name, rows_rd.shape, dtype).copy_(rows_rd), torch.empty_like(norms)
+    losses = torch.zeros_like(norms)
     for start in range(0, len(rows_rd), ROWS):
-        part = rounded[start : start + ROWS]
-        lost = _buffer("lost", part.shape, rows_rd.dtype).copy_(part).sub_(rows_rd[start : start + ROWS])
-        torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
-    return Rounded(rounded, norms, losses)
+        exact = rows_rd[start : start + ROWS]
+        part = rounded_rd[start : start + ROWS].copy_(exact)
+        if part.dtype != exact.dtype:
+            lost = _buffer("lost", len(exact), exact.shape[1], exact.dtype).copy_(part).sub_(exact)
+            torch.linalg.vector_norm(lost, dim=1, out=losses[start : start + ROWS])
+    return norms, losses
 
 
 def error_bound(screen: Screen, x: Rounded) -> Tensor:
@@ -124,7 +158,7 @@ def error_bound(screen: Screen, x: Rounded) -> Tensor:
     products_b = (x.norms + x.losses) * (norm + loss)
     possible_n = screen.b_enc > -MARGIN * products_b.max()
     bias, bias_loss = ((term_n * possible_n).abs().max() for term_n in (screen.b_enc, screen.bias_losses))
-    epsilon = (x.rows.shape[1] + 2) * torch.finfo(x.norms.dtype).eps
+    epsilon = x.rows.shape[1] * torch.finfo(x.norms.dtype).eps
     bound_b: Tensor = MARGIN * (x.losses * (norm + loss) + x.norms * loss + bias_loss + epsilon * (products_b + bias))
     return bound_b
 
@@ -136,11 +170,14 @@ def chunks_of_rows(x_bd: Tensor, n: int) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory of this thread, contents arbitrary: fresh pages for large tensors cost as much as what is done in them."""
-    size = torch.Size(shape).numel()
+def _buffer(name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread, contents arbitrary: fresh pages for large tensors cost as much as what is done in them.
+
+    The next call of the same name takes it over.
+    """
+    size = rows * columns
     held: Tensor | None = getattr(_scratch, f"{name}_{dtype.itemsize}", None)
     if held is None or held.dtype != dtype or len(held) < size:
         held = torch.empty(size, dtype=dtype)
         setattr(_scratch, f"{name}_{dtype.itemsize}", held)
-    return held[:size].view(shape)
+    return held[:size].view(rows, columns)

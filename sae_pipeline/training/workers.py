@@ -13,8 +13,8 @@ from torch import Tensor
 from sae_pipeline.study import AutoencoderSpec
 from sae_pipeline.training.run import Run
 
-# A step below this many multiply-adds (some tens of milliseconds on a core) loses more to waiting at the end of every
-# parallel operation than it gains; side by side, members need no waiting at all.
+# Two threads make a step below this many multiply-adds (some tens of milliseconds on a core) 1.3 to 1.5 times as fast;
+# two members side by side, which wait for nothing, gain a factor of 2.
 SMALL = 1 << 31
 
 

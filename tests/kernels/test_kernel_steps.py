@@ -22,8 +22,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_fast_step_equals_reference_over_steps(case, dtype, tolerance, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_fast_step_equals_reference_over_steps(case, dtype, tolerance, threads, monkeypatch):
     objective, start, optimiser = CASES[case]
+    torch.set_num_threads(threads)
     monkeypatch.setattr(screening, "SCORE_BYTES", 20 * N * 8)  # several chunks of rows
     monkeypatch.setattr(cpu, "BLOCK_BYTES", 7 * D * 8)  # several blocks of latents, the last one short
     plain, fast = make_state(dtype, **start), make_state(dtype, **start)
@@ -108,8 +110,40 @@ def test_average_of_constant_weights_is_those_weights_and_tracks_the_formula():
     torch.testing.assert_close(state.averaged(0.9).W_enc, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_threads_take_parts_of_a_step_to_the_same_bits_each_time(threads, dtype, monkeypatch):
+    torch.set_num_threads(threads)
+    ended, parts = [], set()
+    prepare = cpu._backward
+    monkeypatch.setattr(
+        cpu,
+        "_backward",
+        lambda params, part, *rest: (parts.add((part.start, part.stop)), prepare(params, part, *rest))[1],
+    )
+    for _ in range(2):
+        state = make_state(dtype, silent=20)
+        for step in range(6):
+            train_step(state, make_batch(step, dtype), topk_objective(), make_optimiser(grad_clip=0.05), lr=1e-2)
+        ended.append(state.tensors())
+    assert parts == ({(0, 20), (20, 40)} if threads == 2 else {(0, 13), (13, 26), (26, 40)})
+    assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
+
+
+def test_more_threads_than_rows_or_latents_are_no_harm():
+    torch.set_num_threads(5)
+    plain, fast = make_state(n=4), make_state(n=4)
+    with torch.no_grad():
+        for step, state in ((reference.step, plain), (cpu.step, fast)):
+            step(state, make_batch(0, b=3), topk_objective(k=2), make_optimiser(), lr=1e-2, l1=0.0)
+    for name, tensor in fast.tensors().items():
+        torch.testing.assert_close(tensor, plain.tensors()[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("step", [reference.step, cpu.step])
-def test_a_batch_that_is_not_finite_changes_nothing(step):
+def test_a_batch_that_is_not_finite_changes_nothing(step, threads):
+    torch.set_num_threads(threads)
     state = make_state(silent=20)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     x = make_batch(0)
@@ -123,8 +157,11 @@ def test_a_batch_that_is_not_finite_changes_nothing(step):
 def test_grouping_pairs_by_latent_is_a_stable_sort_for_small_and_large_n():
     latents = torch.randint(0, 50_000, (3000,), generator=torch.Generator().manual_seed(0))
     for n in (50_000, 70_000):
-        order, offsets = group_by_latent(latents, n)
+        order, offsets = group_by_latent(latents, n, slice(0, n))
         assert torch.equal(order, torch.sort(latents, stable=True).indices)
+        parts = [group_by_latent(latents, n, part) for part in (slice(0, 20_000), slice(20_000, n))]
+        assert torch.equal(torch.cat([part[0] for part in parts]), order)
+        assert torch.equal(torch.cat([part[1].diff() for part in parts]), offsets.diff())
         assert torch.equal(offsets.diff(), torch.bincount(latents, minlength=n)) and int(offsets[0]) == 0
 
 

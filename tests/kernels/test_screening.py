@@ -49,9 +49,9 @@ def test_no_score_is_further_from_the_exact_one_than_the_bound(dtype):
     params, x = uneven()
     x[5] = 0.0
     screen = screening.make_screen(params, dtype)
-    rounded = screening.round_rows("rows", x, dtype)
+    rounded = screening.make_rows(x, dtype)
     bound_b = screening.error_bound(screen, rounded).double()
-    scores = torch.addmm(screen.b_enc, rounded.rows, screen.weights.rows.t()).double()
+    scores = screening.scores(screen, rounded.rows).double()
     exact = x.double() @ params.W_enc.double().t() + params.b_enc.double()
     stored = torch.finfo(dtype).eps / 2 * scores.abs()  # a score is rounded once more when it is stored
     excess = ((scores - exact).abs() - stored).amax(1) / bound_b
@@ -97,9 +97,9 @@ def test_a_bound_too_loose_to_be_of_use_gives_way_to_float32(monkeypatch):
 
 def test_a_latent_that_can_never_fire_does_not_loosen_the_bound():
     params, x = uneven(b=200)
-    before = screening.error_bound(screening.make_screen(params, BF16), screening.round_rows("rows", x, BF16))
+    before = screening.error_bound(screening.make_screen(params, BF16), screening.make_rows(x, BF16))
     params.b_enc[7] = -1e9 / 3
-    after = screening.error_bound(screening.make_screen(params, BF16), screening.round_rows("rows", x, BF16))
+    after = screening.error_bound(screening.make_screen(params, BF16), screening.make_rows(x, BF16))
     torch.testing.assert_close(after, before)
 
 

@@ -108,14 +108,3 @@ def test_without_a_library_selection_is_in_pytorch(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
     (tmp_path / f"_selection{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
     assert compiled.library.__wrapped__() is None
-
-
-@needs_compiled
-def test_several_threads_find_what_one_finds(monkeypatch):
-    scores = torch.randn(37, 500, generator=torch.Generator().manual_seed(0))
-    slack_b = torch.linspace(0, 0.1, 37)
-    alone = selection.candidates(scores, 9, slack_b, 1.0)
-    monkeypatch.setattr(compiled, "PARALLEL", 1)
-    torch.set_num_threads(3)
-    together = selection.candidates(scores, 9, slack_b, 1.0)
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
