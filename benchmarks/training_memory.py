@@ -1,10 +1,10 @@
 """Memory of training as planned and as it is: what a member adds to a process that has trained a small one before.
 
-The small member brings in everything that is not the member's own: libraries, the dataset's pool of shards. Then the
-peak of the resident memory begins anew, and the trainer makes a few steps with the large one and writes what it became.
-Planned is what `sae-pipeline plan` adds for a member: `state_bytes` and `working_bytes` of training/cost.py. The goal is
-a plan within 10 % of the peak. Every run is a process of its own, on one thread. Run `python benchmarks/training_memory.py [--quick] [--folder DIR]`; writes
-results/training_memory.json.
+The small member brings in everything that is not the member's own, libraries above all. Then the peak of the resident
+memory begins anew, and the trainer makes a few steps with the large one and writes what it became. Planned is what
+`sae-pipeline plan` adds for a member: `state_bytes` and `working_bytes` of training/cost.py, whose factors were fitted
+to runs of this script. The goal is a plan within 10 % of the peak. Every run is a process of its own, on one thread.
+Run `python benchmarks/training_memory.py [--quick] [--folder DIR]`; writes results/training_memory.json.
 """
 
 from __future__ import annotations

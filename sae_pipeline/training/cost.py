@@ -41,7 +41,7 @@ def working_bytes(spec: AutoencoderSpec, d: int) -> int:
 
 def _score_arrays(spec: AutoencoderSpec) -> float:
     """Arrays of batch × n that a dense step holds; estimators of their own keep more of them for the way back."""
-    return 4.75 if recipe_of(spec.recipe).encoder == "relu" else 8.75
+    return 8.0 if recipe_of(spec.recipe).encoder == "threshold" else 5.25
 
 
 def _is_sparse(spec: AutoencoderSpec) -> bool:
