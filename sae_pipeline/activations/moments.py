@@ -107,34 +107,37 @@ class Moments:
 def _of_block(x_rd: Tensor, scratch_rd: Tensor) -> Moments:
     """Moments of a few rows; both tensors are written over, for new ones would cost more than the sums."""
     rows, d = x_rd.shape
-    finite_r = torch.isfinite(x_rd.sum(dim=1))  # float64 sums of what fits into float32 do not overflow
-    if not bool(finite_r.all()):
-        x_rd = x_rd[finite_r]
-    count = x_rd.shape[0]
-    if not count:
-        return replace(Moments.empty(d), non_finite=rows)
-    scratch_rd, first_d, (low, high) = scratch_rd[:count], x_rd[0].clone(), x_rd.aminmax()
-    square_r = torch.square(x_rd, out=scratch_rd).sum(dim=1)
+    low, high = x_rd.aminmax()  # NaN wherever there is one
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        x_rd = x_rd[torch.isfinite(x_rd.sum(dim=1))]  # float64 sums of what fits into float32 do not overflow
+        if not len(x_rd):
+            return replace(Moments.empty(d), non_finite=rows)
+        low, high = x_rd.aminmax()
+    count = len(x_rd)
+    scratch_rd, first_d = scratch_rd[:count], x_rd[0].clone()
+    norm_r = torch.linalg.vector_norm(x_rd, dim=1)
     # Shifting by the first row makes the spread of a dimension that never changes exactly 0.
-    mean_d, m2_d = _spread_(torch.sub(x_rd, first_d, out=scratch_rd))
+    mean_d, apart_rd = _centred_(torch.sub(x_rd, first_d, out=scratch_rd))
+    m2_d = apart_rd.square_().sum(dim=0)
     x_rd.sub_(x_rd.mean(dim=1, keepdim=True))
-    norm_r1 = x_rd.norm(dim=1, keepdim=True)
-    unit_mean_d, unit_m2_d = _spread_(x_rd.div_(norm_r1.masked_fill(norm_r1 == 0, 1.0)))
+    centred_norm_r1 = torch.linalg.vector_norm(x_rd, dim=1, keepdim=True)
+    x_rd.mul_(centred_norm_r1.masked_fill(centred_norm_r1 == 0, 1.0).reciprocal_())  # a third of what dividing takes
+    unit_mean_d, apart_rd = _centred_(x_rd)
     return Moments(
         count=count,
         mean=(mean_d + first_d).cpu().numpy(),
         m2=m2_d.cpu().numpy(),
-        norm_sum=float(square_r.sqrt().sum()),
-        sq_sum=float(square_r.sum()),
+        norm_sum=float(norm_r.sum()),
+        sq_sum=float(norm_r.square().sum()),
         unit_mean=unit_mean_d.cpu().numpy(),
-        unit_m2=float(unit_m2_d.sum()),
-        centred_norm_sum=float(norm_r1.sum()),
+        unit_m2=float(torch.linalg.vector_norm(apart_rd)) ** 2,
+        centred_norm_sum=float(centred_norm_r1.sum()),
         absmax=max(-float(low), float(high)),
         non_finite=rows - count,
     )
 
 
-def _spread_(x_rd: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and Σ (x - mean)² over the rows, which are written over."""
+def _centred_(x_rd: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean row, and the rows less it, which are written over."""
     mean_d = x_rd.mean(dim=0)
-    return mean_d, x_rd.sub_(mean_d).square_().sum(dim=0)
+    return mean_d, x_rd.sub_(mean_d)

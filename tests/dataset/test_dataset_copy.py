@@ -87,7 +87,7 @@ def test_memory_of_reading_and_copying_is_flat_over_ten_times_the_rows(tmp_path:
     # By name: two groups of two shards, of half and of full precision; a shard as stored and twice in float32.
     most = {"batches": 4 * shard_bytes, "batches of the copy": 8 * shard_bytes, "copying": 5 * shard_bytes}
     peaks: dict[str, list[int]] = {name: [] for name in most}
-    for n_shards in (6, 6, 60):  # the first time pays for what is cached once
+    for n_shards in (6, 6, 60, 60):  # twice: whoever comes first may pay for a table of the interpreter that grows
         path = tmp_path / f"{n_shards}-{len(peaks['copying'])}"
         activations = _activations(path / "a", n_shards)
         view = publish_dataset(path / "v", activations, resident_shards=2, sample_rows=16)
@@ -98,7 +98,8 @@ def test_memory_of_reading_and_copying_is_flat_over_ten_times_the_rows(tmp_path:
             peaks[name].append(_peak_bytes(lambda d=dataset, n=steps: [None for _ in d.batches(512, 0, n)]))
         with _draft(path / "again") as draft:
             peaks["copying"].append(_peak_bytes(lambda d=draft, a=acts, n=view.normaliser: write_copy(d, a, n)))
-    for name, (_, small, large) in peaks.items():
+    for name, found in peaks.items():
+        small, large = min(found[:2]), min(found[2:])
         assert shard_bytes < small < most[name] + shard_bytes, name
         assert shard_bytes < large < most[name] + shard_bytes, name
 
