@@ -139,12 +139,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the demo's model alone, on a sixteenth of its tokens")
+    parser.add_argument("--quick", action="store_true", help="the demo's model alone, on 131072 tokens")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=524_288, help="of each harvest (default 524288)")
     parser.add_argument("--folder", type=Path, help="where to write; default the folder for temporary files")
     options = parser.parse_args()
     reuse_freed_memory()  # as every asset does
-    n_tokens = 131_072 if options.quick else 524_288
+    n_tokens = 131_072 if options.quick else options.tokens
     cases = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for model in ("code-medium",) if options.quick else MODELS:
