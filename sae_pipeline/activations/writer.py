@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
-import torch
+from sae_pipeline.store import limit_to_one_thread
 
 _PENDING: Final = 2
 """Tasks that may wait: bounds memory to that many shards beside the one being computed."""
@@ -22,10 +22,8 @@ class BackgroundTasks:
     """
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
-        threads = torch.get_num_threads()
-        self._executor.submit(_divide_nothing).result()
-        torch.set_num_threads(threads)  # each thread has a number of its own, but a new one starts with the last set
+        self._executor = ThreadPoolExecutor(1, "shard-writer", initializer=limit_to_one_thread)
+        self._executor.submit(int).result()  # limited before other threads begin
         self._pending: deque[Future[None]] = deque()
 
     def submit(self, task: Callable[[], None]) -> None:
@@ -48,8 +46,3 @@ class BackgroundTasks:
                 self._settle(0)
         finally:
             self._executor.shutdown(cancel_futures=True)
-
-
-def _divide_nothing() -> None:
-    torch.get_num_threads()  # takes over the number that new threads start with, which would else happen later
-    torch.set_num_threads(1)

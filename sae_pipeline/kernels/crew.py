@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
-from threading import Barrier, Lock, Thread
+from threading import Barrier
 from typing import TypeVar
 
 import torch
 
+from sae_pipeline.store import limit_to_one_thread
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_joining = Lock()
 
 
 class Crew:
@@ -29,8 +29,8 @@ class Crew:
     def __init__(self, size: int) -> None:
         self.size = size
         if size > 1:
-            self._leader = ThreadPoolExecutor(1, "lead", initializer=_limit_to_one_thread)
-            self._others = ThreadPoolExecutor(size - 1, "crew", initializer=_limit_to_one_thread)
+            self._leader = ThreadPoolExecutor(1, "lead", initializer=_work_alone)
+            self._others = ThreadPoolExecutor(size - 1, "crew", initializer=_work_alone)
             meeting = Barrier(size)  # so that none is still being limited, and the process with it, when work begins
             wait([self._leader.submit(meeting.wait), *(self._others.submit(meeting.wait) for _ in range(size - 1))])
 
@@ -78,16 +78,6 @@ def crew_of(size: int) -> Crew:
 os.register_at_fork(after_in_child=crew_of.cache_clear)  # threads do not survive a fork
 
 
-def _limit_to_one_thread() -> None:
-    """Limit PyTorch to one thread here and nowhere else; and no gradients, which every thread decides for itself.
-
-    A thread takes over the process's number at its first question, and would do so after being told another. Telling
-    it one also changes the process's number, for threads to come: a thread of no other use puts that back.
-    """
-    with _joining:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        restoring = Thread(target=torch.set_num_threads, args=(before,))
-        restoring.start()
-        restoring.join()
-    torch.set_grad_enabled(False)
+def _work_alone() -> None:
+    limit_to_one_thread()
+    torch.set_grad_enabled(False)  # which every thread decides for itself

@@ -10,6 +10,7 @@ from sae_pipeline.store.outputs import Outputs, Pointers
 from sae_pipeline.store.progress import Console, Progress, silent
 from sae_pipeline.store.reread import Damage
 from sae_pipeline.store.sharded_array import ShardedArray
+from sae_pipeline.store.threads import limit_to_one_thread
 
 __all__ = [
     "Artefact",
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "ShardedArray",
     "decode_float32",
+    "limit_to_one_thread",
     "read_json",
     "reuse_freed_memory",
     "silent",
