@@ -18,7 +18,7 @@ class BackgroundTasks:
     """Runs tasks in order in one thread; an error in a task is raised at the next `submit` or at the end.
 
     Tensor operations in a task run on that thread alone. Were they divided among as many threads as the model's, each
-    of the model's own operations would wait for a core: a harvest on two cores is a fifth slower so.
+    of the model's own operations would wait for a core.
     """
 
     def __init__(self) -> None:

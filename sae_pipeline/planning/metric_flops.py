@@ -27,14 +27,14 @@ def metric_flops(study: Study, specs: Collection[AutoencoderSpec], held_out: int
     """
     flops: dict[str, Callable[[], float]] = {
         "downstream": lambda: 2 * token.behind * held_out * len(specs),
-        "ablation": lambda: sum(_ablation(study, spec, token) for spec in specs),
-        "context_length": lambda: _context_length(study, len(specs), token),
+        "ablation": lambda: sum(_ablation(study, spec, held_out, token) for spec in specs),
+        "context_length": lambda: _context_length(study, len(specs), held_out, token),
         "explanations": lambda: _explanations(study, token) * len(specs),
     }
     return sum(flops[name]() for name in study.evaluation.metrics if name in flops)
 
 
-def _ablation(study: Study, spec: AutoencoderSpec, token: TokenFlops) -> float:
+def _ablation(study: Study, spec: AutoencoderSpec, held_out: int, token: TokenFlops) -> float:
     """At each position half a context once, then a window for the base, every latent and the references."""
     from sae_pipeline.evaluation.ablation import BASES, NUMBERS, REFERENCES, REFERENCES_PER_POSITION
 
@@ -43,15 +43,15 @@ def _ablation(study: Study, spec: AutoencoderSpec, token: TokenFlops) -> float:
     latents = spec.k or spec.target_l0 or _LIKELY_L0
     passes = 1 + latents + len(REFERENCES) * min(latents, REFERENCES_PER_POSITION)
     windows = len(given.get("base", BASES[:1])) * passes * window
-    return float(min(positions, study.evaluation.tokens) * token.behind * (study.tokens.context / 2 + windows))
+    return float(min(positions, held_out) * token.behind * (study.tokens.context / 2 + windows))
 
 
-def _context_length(study: Study, n_autoencoders: int, token: TokenFlops) -> float:
+def _context_length(study: Study, n_autoencoders: int, held_out: int, token: TokenFlops) -> float:
     """Each token in a long and in a short context: as it is, of which the long one runs whole, and spliced."""
     from sae_pipeline.evaluation.context_length import NUMBERS
 
     tokens = study.evaluation.metrics["context_length"].get("tokens", NUMBERS["tokens"].default)
-    return float(min(tokens, study.evaluation.tokens) * (token.before + 2 * (1 + n_autoencoders) * token.behind))
+    return float(min(tokens, held_out) * (token.before + 2 * (1 + n_autoencoders) * token.behind))
 
 
 def _explanations(study: Study, token: TokenFlops) -> float:

@@ -14,7 +14,7 @@ from sae_pipeline.study import AutoencoderSpec
 from sae_pipeline.training.run import Run
 
 # Two threads make a step below this many multiply-adds (some tens of milliseconds on a core) 1.3 to 1.5 times as fast;
-# two members side by side, which wait for nothing, gain a factor of 2.
+# members side by side, which wait for nothing, gain a factor of 1.9 (benchmarks/sweep.py).
 SMALL = 1 << 31
 
 

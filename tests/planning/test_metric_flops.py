@@ -47,6 +47,12 @@ def test_an_ablation_runs_a_window_for_the_base_every_latent_and_the_references(
     assert flops(both, spec_of(k=4)) == 3 * BEHIND * (prefix + 2 * 5 * (1 + 4 + 2 * 4))
 
 
+def test_no_more_is_run_than_is_held_out():
+    for metric in ("ablation", "context_length"):
+        few, many = (flops(f", {metric}: {{tokens: 50}}", spec_of(), held_out=n) for n in (10, 1000))
+        assert many == 5 * few > 0
+
+
 def test_long_contexts_are_run_once_and_spliced_for_each_autoencoder():
     assert flops(", context_length: {tokens: 7}", *[spec_of()] * 3) == 7 * (BEFORE + 2 * (1 + 3) * BEHIND)
 
